@@ -1,0 +1,349 @@
+//! The two pages at fixed addresses through which the halves of a rank know each other.
+//!
+//! ```text
+//!  0x0fff_ff00_0000  Half    lower half's page: made anew at every start, never in an image
+//!  0x1000_0000_0000  Upper   upper half's page: the first bytes of the window, saved like all of it
+//!  0x1000_0010_0000  space   free intervals of the window (stillpoint-window)
+//!  0x1000_0200_0000  hooks   the hook library, which runs upstairs without TLS and without libc
+//!  0x1000_0400_0000  still   the stack on which the upper half works at the still point
+//!  0x1010_0000_0000  brk     the upper half's emulated program break
+//!  0x1100_0000_0000  maps    everything else that the upper half maps
+//!  0x5000_0000_0000  end of the window
+//! ```
+//!
+//! What a reader would get wrong: no pointer stored in [`Upper`] may lead out of the window (INV-3), and code of the
+//! upper half must read pointers from [`Half`] at each use, because a restart changes them.
+
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize};
+
+/// Address of the lower half's page.
+pub const HALF_ADDR: usize = 0x0fff_ff00_0000;
+/// Bytes reserved for [`Half`].
+pub const HALF_LEN: usize = 0x1_0000;
+/// First address of the window; [`Upper`] lies here.
+pub const WINDOW_START: usize = 0x1000_0000_0000;
+/// End of the window.
+pub const WINDOW_END: usize = 0x5000_0000_0000;
+/// Address of the upper half's page.
+pub const UPPER_ADDR: usize = WINDOW_START;
+/// Bytes reserved for [`Upper`].
+pub const UPPER_LEN: usize = 0x10_0000;
+/// The table of free intervals.
+pub const SPACE_ADDR: usize = 0x1000_0010_0000;
+/// Bytes reserved for the table of free intervals (without commit).
+pub const SPACE_LEN: usize = 0x100_0000;
+/// Where the hook library is mapped.
+pub const HOOKS_ADDR: usize = 0x1000_0200_0000;
+/// Where the stack of the still point begins.
+pub const STILL_ADDR: usize = 0x1000_0400_0000;
+/// Size of the stack of the still point.
+pub const STILL_LEN: usize = 0x10_0000;
+/// Start of the emulated program break.
+pub const BRK_START: usize = 0x1010_0000_0000;
+/// End of the emulated program break.
+pub const BRK_END: usize = 0x1100_0000_0000;
+/// First address handed out to mappings.
+pub const MAPS_START: usize = 0x1100_0000_0000;
+
+/// First bytes of both pages; the version changes with their layout.
+pub const MAGIC: u64 = u64::from_le_bytes(*b"stillpt\x01");
+
+/// Threads of the upper half that a rank can have.
+pub const MAX_THREADS: usize = 1024;
+/// Slots for functions of a back (the MPI library's, say); their meaning is the table's of that back.
+pub const BACK_SLOTS: usize = 2048;
+/// Signal that stops a thread. Applications do not see it: the hooks take it out of masks and handlers.
+pub const STOP_SIGNAL: i32 = 64;
+
+/// [`Half::flags`]: a thread that comes up from below must stop before it runs on.
+pub const FLAG_STOP: u32 = 1;
+/// [`Half::flags`]: collectives look at their targets before they start (settle stage).
+pub const FLAG_SETTLE: u32 = 2;
+
+/// The lower half's page. All of it is written by the lower half (except where said) and read by both.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Half {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// 1: `wrfsbase` may be used; 0: `arch_prctl`.
+    pub fsgsbase: u64,
+    /// Targets of the fake vDSO: clock_gettime, gettimeofday, time, getcpu, clock_getres.
+    pub vdso: [AtomicUsize; 8],
+    /// Changes at every start; a cached lower thread pointer of another epoch is stale. Never 0.
+    pub epoch: AtomicU64,
+    /// `FLAG_*`. Read by upper code on every way up from below.
+    pub flags: AtomicU32,
+    /// Counts up whenever a thread held at a collective should look again; a futex.
+    pub release: AtomicU32,
+    /// Set in a child made by fork: the lower half must not be used there.
+    pub child: AtomicU32,
+    /// 1 once the back's functions stand in [`Half::back`].
+    pub back_loaded: AtomicU32,
+    /// Distance from a lower thread pointer to that thread's [`LowerSlot`].
+    pub slot_offset: u64,
+    /// `extern "C" fn(rec: *mut ThreadRec) -> u64`: lends a lower thread control block. Called on the upper fs.
+    pub acquire: AtomicUsize,
+    /// `extern "C" fn() -> i32`: loads the back's library and fills [`Half::back`]. Called on the lower fs. 0 is success.
+    pub load_back: AtomicUsize,
+    /// `extern "C" fn(kind: u32, status: i32)`: says goodbye to the node agent. Called on the lower fs.
+    pub goodbye: AtomicUsize,
+    /// `extern "C" fn(verb: u32, arg: u64) -> i64`: requests of the application (capi). Called on the lower fs.
+    pub request: AtomicUsize,
+    /// `extern "C" fn(path, argv, envp) -> i64`: the rank's own execve. Called on the lower fs; returns only on error.
+    pub exec: AtomicUsize,
+    /// `extern "C" fn(text: *const u8, len: usize)`: one line of the log. Called on the lower fs.
+    pub log: AtomicUsize,
+    /// Real process id of this start.
+    pub pid: AtomicI32,
+    /// World rank and size that the launcher told us, before any MPI_Init.
+    pub rank: AtomicU32,
+    /// Number of ranks that the launcher told us.
+    pub size: AtomicU32,
+    /// Descriptors at or above this number that are set in `lower_fds` are the lower half's.
+    pub fd_base: AtomicU32,
+    /// Bit n: descriptor n belongs to the lower half.
+    pub lower_fds: [AtomicU64; 128],
+    /// Real functions of the back and our helpers beside them.
+    pub back: [AtomicUsize; BACK_SLOTS],
+}
+
+/// What lies in the lower half's TLS for each thread, so that a signal handler can find the way up.
+#[repr(C)]
+#[derive(Debug)]
+pub struct LowerSlot {
+    /// The upper thread's record, or null when the thread is the lower half's own.
+    pub rec: AtomicUsize,
+}
+
+/// What a thread of the upper half is doing, as far as the coordinator must know. [`ThreadRec::doing`].
+pub mod doing {
+    /// Runs in the application, or passes through the front.
+    pub const RUNNING: u32 = 0;
+    /// Waits below for a peer in an interruptible loop.
+    pub const WAITING: u32 = 1;
+    /// Held at the entry of a collective beyond its target.
+    pub const HELD: u32 = 2;
+    /// Inside a collective.
+    pub const INSIDE: u32 = 3;
+}
+
+/// One thread of the upper half.
+#[repr(C)]
+#[derive(Debug)]
+pub struct ThreadRec {
+    /// Thread pointer upstairs; 0: the record is free.
+    pub fs: AtomicU64,
+    /// Thread control block lent by the lower half, valid in `epoch`.
+    pub lower_fs: AtomicU64,
+    /// The [`Half::epoch`] in which `lower_fs` was lent.
+    pub epoch: AtomicU64,
+    /// Greater than 0 while the thread is inside a front or below: it must not be saved there.
+    pub depth: AtomicU32,
+    /// Greater than 0 while a signal handler of the application runs on top of frames of the lower half.
+    pub above_lower: AtomicU32,
+    /// Thread id that the application knows.
+    pub vtid: AtomicI32,
+    /// Thread id that the kernel knows now.
+    pub tid: AtomicI32,
+    /// 1 while the thread stands still in the stop handler; a futex.
+    pub parked: AtomicU32,
+    /// Handlers of the application that have run on this thread.
+    pub app_signals: AtomicU32,
+    /// Times this thread has been stopped.
+    pub stops: AtomicU32,
+    /// One of [`doing`].
+    pub doing: AtomicU32,
+    /// Identity of the collective clock in `doing` HELD or INSIDE.
+    pub doing_gid: AtomicU64,
+    /// Address of the saved `ucontext_t`, valid while parked.
+    pub ucontext: AtomicU64,
+    /// What set_robust_list was told.
+    pub robust_head: AtomicU64,
+    /// What set_robust_list was told.
+    pub robust_len: AtomicU64,
+    /// What rseq was told: address, length and flags, signature.
+    pub rseq_addr: AtomicU64,
+    /// Low half length, high half signature.
+    pub rseq_len_sig: AtomicU64,
+    /// What the kernel clears and wakes at the thread's end (CLONE_CHILD_CLEARTID, set_tid_address).
+    pub clear_tid: AtomicU64,
+    /// Alternate signal stack as sigaltstack(2) told at the stop: ss_sp.
+    pub alt_sp: AtomicU64,
+    /// ss_size; the high 32 bits hold ss_flags.
+    pub alt_size_flags: AtomicU64,
+    /// Command for the thread that works at the still point; a futex.
+    pub command: AtomicU32,
+    /// Not used yet.
+    pub spare: [AtomicU32; 13],
+}
+
+/// What the application asked for with sigaction(2), in the kernel's layout.
+#[repr(C)]
+#[derive(Debug)]
+pub struct SigAction {
+    /// Handler, 0 SIG_DFL, 1 SIG_IGN.
+    pub handler: AtomicU64,
+    /// SA_ flags.
+    pub flags: AtomicU64,
+    /// SA_RESTORER's function.
+    pub restorer: AtomicU64,
+    /// Mask.
+    pub mask: AtomicU64,
+    /// 1 once the application has called sigaction for this signal.
+    pub set: AtomicU64,
+}
+
+/// A collective clock: one per communicator (and one per group that is used like one).
+///
+/// `count` holds twice the number of collectives entered, plus 1 while a thread is inside one. The front writes it,
+/// the control thread reads it after a membarrier. `target` is written by the control thread.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Clock {
+    /// Agreed identity; 0: the entry is free.
+    pub gid: AtomicU64,
+    /// 2 × entered + inside.
+    pub count: AtomicU64,
+    /// Collectives that may be entered while [`FLAG_SETTLE`] stands.
+    pub target: AtomicU64,
+    /// Address of `u32` world ranks of the members (both groups of an intercommunicator), in the window.
+    pub members: AtomicU64,
+    /// Number of members.
+    pub n_members: AtomicU64,
+}
+
+/// Clocks that a rank can have.
+pub const MAX_CLOCKS: usize = 8192;
+
+/// The upper half's page. Saved and restored as memory.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Upper {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// Range of a non-PIE executable, outside the window but saved with it; 0 if there is none.
+    pub exe_start: AtomicU64,
+    /// End of that range.
+    pub exe_end: AtomicU64,
+    /// Current end of the emulated program break.
+    pub brk: AtomicU64,
+    /// Lock of the window's table of intervals: 0 free, 1 taken, 2 taken and waited for.
+    pub space_lock: AtomicU32,
+    /// Number of free intervals.
+    pub space_len: AtomicU32,
+    /// Process id that the application knows.
+    pub vpid: AtomicI32,
+    /// Records in use are below this index.
+    pub n_threads: AtomicU32,
+    /// `extern "C" fn(cmd: u32, arg: *mut StillArg) -> i64` of the MPI front; 0 if none is loaded.
+    pub front_still: AtomicUsize,
+    /// The same of libstillpoint.so (callbacks of the application); 0 if it is not loaded.
+    pub capi_still: AtomicUsize,
+    /// Nonzero while the application forbids checkpoints.
+    pub forbidden: AtomicU32,
+    /// State of MPI: 0 before Init, 1 live, 2 finalized.
+    pub mpi_state: AtomicU32,
+    /// Thread level that MPI was initialised at.
+    pub mpi_level: AtomicU32,
+    /// Checkpoints that this process image has gone through, and restarts.
+    pub generation: AtomicU32,
+    /// Restarts that this process image has gone through.
+    pub restarts: AtomicU32,
+    /// 1 while a child process of the application is known to live (fork without wait): decided from /proc.
+    pub n_clocks: AtomicU32,
+    /// Lock of `exe` strings and other rare things.
+    pub lock: AtomicU32,
+    /// Reasons known upstairs why a checkpoint must be refused (bits; `refuse`).
+    pub refuse: AtomicU32,
+    /// Addresses of the hook library: entry of patched sites.
+    pub hook_entry: AtomicUsize,
+    /// Entry of the stop handler, and of the wrapper around the application's handlers.
+    pub stop_handler: AtomicUsize,
+    /// Wrapper around the application's handlers.
+    pub sig_wrapper: AtomicUsize,
+    /// Restorer for kernel signal frames (calls rt_sigreturn).
+    pub restorer: AtomicUsize,
+    /// Fallbacks of the fake vDSO that make the system call.
+    pub vdso_fallback: [AtomicUsize; 8],
+    /// Added to CLOCK_MONOTONIC and its like, in nanoseconds, so that they never go back.
+    pub clock_shift: AtomicU64,
+    /// Path of the application's executable (for /proc/self/exe), zero-terminated.
+    pub exe_path: [u8; 4096],
+    /// What sigaction was told, by signal number.
+    pub sig: [SigAction; 65],
+    /// Threads; the first is the main thread.
+    pub threads: [ThreadRec; MAX_THREADS],
+    /// Collective clocks.
+    pub clocks: [Clock; MAX_CLOCKS],
+    /// Ranges that the application excluded from the image: start, length.
+    pub excluded: [[AtomicU64; 2]; 256],
+    /// Number of those.
+    pub n_excluded: AtomicU32,
+}
+
+/// [`Upper::refuse`] and [`StillArg`]: commands to the upper half at the still point. They run on the main thread's
+/// upper thread pointer and the still stack while every thread of the rank stands still.
+pub mod still {
+    /// Write into `out` the reasons (one line each) why this rank cannot be saved now. Runs before any thread stops,
+    /// so it only looks. Returns the number of reasons.
+    pub const REASONS: u32 = 1;
+    /// Write into `out` what each peer must know before the drain: see [`super::StillArg`].
+    pub const COUNTS: u32 = 2;
+    /// `input` holds what the peers wrote in COUNTS. Bring messages home. 0: all is home; 1: `deadline` passed.
+    pub const DRAIN: u32 = 3;
+    /// The checkpoint is taken or given up; threads run on next.
+    pub const RESUME: u32 = 4;
+    /// After a restart: make real objects behind the virtual ones, post receives again. 0 is success.
+    pub const REBUILD: u32 = 5;
+    /// Bytes for this rank from another one (acknowledgement of a drained synchronous send). `input` holds them.
+    pub const MAIL: u32 = 6;
+}
+
+/// Argument of a command at the still point.
+///
+/// Lists of messages to and from peers are a sequence of records: `u32` rank, `u32` length, bytes (little endian,
+/// padded to 4).
+#[repr(C)]
+#[derive(Debug)]
+pub struct StillArg {
+    /// What is passed in.
+    pub input: *const u8,
+    /// Its length.
+    pub input_len: usize,
+    /// Where the answer goes.
+    pub out: *mut u8,
+    /// Room there.
+    pub out_cap: usize,
+    /// Bytes written; if greater than `out_cap`, nothing was written and this much room is needed.
+    pub out_len: usize,
+    /// CLOCK_MONOTONIC in nanoseconds at which to give up.
+    pub deadline: u64,
+}
+
+/// `goodbye` kinds.
+pub mod goodbye {
+    /// The process ends with this exit status.
+    pub const EXIT: u32 = 0;
+    /// MPI_Abort with this code.
+    pub const ABORT: u32 = 1;
+    /// MPI_Finalize has completed; the rank takes no further part in checkpoints of MPI state.
+    pub const FINALIZED: u32 = 2;
+}
+
+/// `request` verbs (capi).
+pub mod request {
+    /// Ask for a checkpoint and wait until it is durable. Returns 0, or 1 after a restart, negative errno on failure.
+    pub const CHECKPOINT: u32 = 1;
+    /// Send the bytes at `arg` (a [`super::StillArg`] with `input` in the peer-record form) to other ranks.
+    pub const MAIL: u32 = 2;
+}
+
+const _: () = {
+    assert!(size_of::<Half>() <= HALF_LEN);
+    assert!(size_of::<Upper>() <= UPPER_LEN);
+    assert!(size_of::<ThreadRec>() % 8 == 0);
+    assert!(HALF_ADDR + HALF_LEN <= WINDOW_START);
+    assert!(UPPER_ADDR + UPPER_LEN <= SPACE_ADDR);
+    assert!(SPACE_ADDR + SPACE_LEN <= HOOKS_ADDR);
+};

@@ -1,0 +1,13 @@
+//! What every part of Stillpoint agrees on: names of things, the layout of the pages through which the two halves
+//! of a rank talk, the stages of a checkpoint. No code runs here that touches memory; see `stillpoint-sys` for that.
+//!
+//! - [`half`]: the two shared pages, [`half::Half`] (lower half's, made anew at each start) and [`half::Upper`]
+//!   (upper half's, saved in the image).
+//! - [`ids`]: [`ids::Rank`], [`ids::CkptId`], [`ids::RunId`].
+//! - [`stage`]: the stages of a checkpoint, in order.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod half;
+pub mod ids;
+pub mod stage;

@@ -1,0 +1,116 @@
+//! The thread that drives the store, in the order of the orders. Runs *next door*.
+//!
+//! What a reader would get wrong: the loop never waits for a disk; a commit's answer comes back as an event, and the old
+//! checkpoints are forgotten after that answer.
+
+use crate::conn::Input;
+use crossbeam::channel::{Sender, unbounded};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+use stillpoint_abi::ids::{CkptId, Rank};
+use stillpoint_coord::message::{JobOutcome, Measures};
+use stillpoint_coord::state::{Event, Image, seed};
+use stillpoint_storage::commit::{KEEP, image_name};
+use stillpoint_storage::manifest::{Entry, Finished, Manifest, VERSION, hex};
+use stillpoint_storage::run::RunDir;
+
+/// What the loop wants of the store.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Prepare,
+    Commit {
+        ckpt: CkptId,
+        incarnation: u32,
+        size: u32,
+        images: Vec<Image>,
+        finished: Vec<(Rank, i32)>,
+        measures: Measures,
+    },
+    Discard(CkptId),
+    Outcome(JobOutcome),
+}
+
+/// Starts the thread; it ends when the sender is dropped.
+pub(crate) fn start(run: RunDir, to: Sender<Input>) -> (Sender<Order>, JoinHandle<()>) {
+    let (sender, orders) = unbounded();
+    let thread = std::thread::spawn(move || {
+        for order in orders {
+            obey(&run, order, &to);
+        }
+    });
+    (sender, thread)
+}
+
+fn obey(run: &RunDir, order: Order, to: &Sender<Input>) {
+    let answer = |event| {
+        let _ = to.send(Input::Store(event));
+    };
+    match order {
+        Order::Prepare => answer(Event::Prepared(run.begin().map_err(|e| chain(&e)))),
+        Order::Commit { ckpt, incarnation, size, images, finished, measures } => {
+            let manifest = manifest(ckpt, incarnation, size, &images, &finished, &measures);
+            let result = run.commit(&manifest).map_err(|e| chain(&e));
+            let failed = result.is_err();
+            answer(Event::Committed(result));
+            let forgotten = if failed { run.discard(ckpt).map(|()| vec![]) } else { run.forget(KEEP, None) };
+            if let Err(e) = forgotten {
+                tracing::warn!("forget old checkpoints: {}", chain(&e));
+            }
+        }
+        Order::Discard(ckpt) => {
+            if let Err(e) = run.discard(ckpt) {
+                tracing::warn!("discard checkpoint {ckpt}: {}", chain(&e));
+            }
+        }
+        Order::Outcome(outcome) => {
+            if let Err(e) = run.note_json("outcome.json", &outcome) {
+                tracing::warn!("record the outcome: {}", chain(&e));
+            }
+        }
+    }
+}
+
+fn manifest(
+    ckpt: CkptId,
+    incarnation: u32,
+    size: u32,
+    images: &[Image],
+    finished: &[(Rank, i32)],
+    m: &Measures,
+) -> Manifest {
+    let entry = |i: &Image| Entry {
+        rank: i.rank.0,
+        file: image_name(i.rank.0),
+        file_len: i.file_len,
+        bytes: i.bytes,
+        xxh3: hex(u128::from_le_bytes(i.digest)),
+    };
+    Manifest {
+        format: "stillpoint".into(),
+        version: VERSION,
+        ckpt: ckpt.0,
+        incarnation,
+        size,
+        time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        mode: if m.direct { "direct" } else { "forked" }.into(),
+        held_ns: m.held_ns,
+        stopped_ns: m.stopped_ns,
+        total_ns: m.total_ns,
+        seed: format!("{:016x}", seed(incarnation, ckpt)),
+        images: images.iter().map(entry).collect(),
+        finished: finished.iter().map(|(r, status)| Finished { rank: r.0, status: *status }).collect(),
+        xxh3: String::new(),
+    }
+}
+
+/// An error with its causes, in one line.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(c) = cause {
+        text.push_str(": ");
+        text.push_str(&c.to_string());
+        cause = c.source();
+    }
+    text
+}

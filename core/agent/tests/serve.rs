@@ -1,0 +1,260 @@
+//! The real agent with ranks that are threads of this test: real sockets, real files, no real memory. Runs *next door*.
+//!
+//! What a reader would get wrong: the ranks use the same `Client` as real ones do; only what the client asks for is
+//! played.
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    use std::os::unix::net::UnixStream;
+    use std::path::PathBuf;
+    use std::process::Command as Process;
+    use std::thread::JoinHandle;
+    use std::time::{Duration, Instant};
+    use stillpoint_abi::ids::Rank;
+    use stillpoint_coord::client::{Client, ClientAction, Local};
+    use stillpoint_coord::message::{self, *};
+    use stillpoint_storage::run::RunDir;
+
+    struct Job {
+        run: RunDir,
+        path: PathBuf,
+    }
+
+    impl Job {
+        fn start(name: &str, flags: &[&str]) -> Job {
+            // A long path: longer than a socket's may be.
+            let path = std::env::temp_dir().join(format!(
+                "stillpoint-agent-{name}-{}-{}",
+                std::process::id(),
+                "x".repeat(100)
+            ));
+            let _ = fs::remove_dir_all(&path);
+            let run = RunDir::create(&path).unwrap();
+            let job = Job { run, path };
+            job.agent(flags);
+            job
+        }
+
+        fn agent(&self, flags: &[&str]) {
+            let done = Process::new(env!("CARGO_BIN_EXE_stillpoint-agent"))
+                .arg("--run")
+                .arg(&self.path)
+                .args(flags)
+                .status()
+                .unwrap();
+            assert!(done.success());
+        }
+
+        fn ask(&self, command: Command) -> Reply {
+            let mut s = self.run.connect().unwrap();
+            message::write(&mut s, &ToAgent::Command(command)).unwrap();
+            match message::read(&mut s).unwrap() {
+                FromAgent::Reply(r) => r,
+                FromAgent::Rank(m) => panic!("{m:?}"),
+            }
+        }
+
+        fn wait(&self, what: &str, mut done: impl FnMut(&JobStatus) -> bool) {
+            let end = Instant::now() + Duration::from_secs(20);
+            loop {
+                let Reply::Status(s) = self.ask(Command::Status) else { panic!() };
+                if done(&s) {
+                    return;
+                }
+                assert!(Instant::now() < end, "waiting for {what}: {s:?}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    impl Drop for Job {
+        fn drop(&mut self) {
+            if self.run.connect().is_ok() {
+                self.ask(Command::Shutdown);
+            }
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+
+    #[derive(Clone, Copy, PartialEq)]
+    enum Habit {
+        Good,
+        Refuses,
+        NoSpace,
+        DiesAtSnapshot,
+    }
+
+    fn send(s: &mut UnixStream, actions: Vec<ClientAction>) -> Vec<ClientAction> {
+        let mut rest = Vec::new();
+        for a in actions {
+            match a {
+                ClientAction::Send(m) => {
+                    let _ = message::write(s, &ToAgent::Rank(m));
+                }
+                other => rest.push(other),
+            }
+        }
+        rest
+    }
+
+    /// Ends when the agent closes, and says whether it was told to go or leave last.
+    fn rank(
+        job: &Job,
+        n: u32,
+        size: u32,
+        incarnation: u32,
+        habit: Habit,
+    ) -> (UnixStream, JoinHandle<Vec<String>>) {
+        let mut s = job.run.connect().unwrap();
+        let ours = s.try_clone().unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut c = Client::new(Rank(n));
+            let mut seen = Vec::new();
+            let hello = Local::Connected { size, pid: 1000 + n, incarnation, restored: incarnation > 0 };
+            send(&mut s, c.on_local(hello));
+            if incarnation > 0 {
+                send(&mut s, c.on_local(Local::Rebuilt));
+            }
+            while let Ok(FromAgent::Rank(m)) = message::read(&mut s) {
+                let mut todo = send(&mut s, c.on_message(m));
+                while !todo.is_empty() {
+                    let locals = match todo.remove(0) {
+                        ClientAction::ReportReasons { .. } if habit == Habit::Refuses => {
+                            vec![Local::Reasons(vec!["a socket to the outside".into()])]
+                        }
+                        ClientAction::ReportReasons { .. } => vec![Local::Reasons(vec![])],
+                        ClientAction::ReportClocks | ClientAction::SetTargets { .. } => {
+                            vec![Local::Clocks { clocks: vec![], doing: Doing::Running }]
+                        }
+                        ClientAction::StopThreads => {
+                            vec![Local::Stopped, Local::Contribute(vec![((n + 1) % size, vec![n as u8])])]
+                        }
+                        ClientAction::Drain { items, .. } => {
+                            assert_eq!(
+                                items,
+                                vec![((n + size - 1) % size, vec![((n + size - 1) % size) as u8])]
+                            );
+                            vec![Local::Drained]
+                        }
+                        ClientAction::Snapshot { .. } if habit == Habit::DiesAtSnapshot => {
+                            s.shutdown(std::net::Shutdown::Both).unwrap();
+                            return seen;
+                        }
+                        ClientAction::Snapshot { ckpt, .. } if habit == Habit::NoSpace => {
+                            vec![
+                                Local::Snapped { bytes: 1 },
+                                Local::WriteFailed { ckpt, reason: "no space left".into() },
+                            ]
+                        }
+                        ClientAction::Snapshot { ckpt, path, .. } => {
+                            let bytes = vec![n as u8; 100_000];
+                            let mut f = fs::OpenOptions::new()
+                                .write(true)
+                                .create_new(true)
+                                .mode(0o600)
+                                .open(path)
+                                .unwrap();
+                            f.write_all(&bytes).unwrap();
+                            f.sync_all().unwrap();
+                            let digest = xxhash_rust::xxh3::xxh3_128(&bytes[..bytes.len().min(4096)]).to_le_bytes();
+                            vec![
+                                Local::Snapped { bytes: 100_000 },
+                                Local::Written { ckpt, bytes: 100_000, digest, file_len: 100_000 },
+                            ]
+                        }
+                        other => {
+                            seen.push(format!("{other:?}"));
+                            vec![]
+                        }
+                    };
+                    for l in locals {
+                        let more = send(&mut s, c.on_local(l));
+                        todo.extend(more);
+                    }
+                }
+            }
+            seen
+        });
+        (ours, thread)
+    }
+
+    fn all(job: &Job, n: u32, incarnation: u32, habit: Habit) -> Vec<(UnixStream, JoinHandle<Vec<String>>)> {
+        let ranks =
+            (0..n).map(|r| rank(job, r, n, incarnation, if r == 1 { habit } else { Habit::Good })).collect();
+        job.wait("all ranks", |s| s.running && s.incarnation == incarnation);
+        ranks
+    }
+
+    #[test]
+    fn a_checkpoint_is_committed_and_verified() {
+        for mode in ["direct", "forked"] {
+            let job = Job::start(mode, &["--mode", mode]);
+            let _ranks = all(&job, 4, 0, Habit::Good);
+            for id in 1..=4 {
+                assert_eq!(job.ask(Command::Checkpoint { stop: false }), Reply::Checkpoint(Ok(id)));
+            }
+            let (newest, passed) = job.run.newest().unwrap();
+            let newest = newest.unwrap();
+            assert_eq!((newest.ckpt, newest.images.len(), passed.len()), (4, 4, 0));
+            assert_eq!(newest.mode, mode);
+            job.agent(&[]); // finds the one that listens
+        }
+    }
+
+    #[test]
+    fn refusals_and_failures_leave_the_last_one_valid() {
+        for (habit, text) in
+            [(Habit::Refuses, "rank 1: a socket to the outside"), (Habit::NoSpace, "rank 1: no space left")]
+        {
+            let job = Job::start(&text[8..10], &[]);
+            let _ranks = all(&job, 3, 0, habit);
+            let reply = job.ask(Command::Checkpoint { stop: false });
+            assert_eq!(reply, Reply::Checkpoint(Err(vec![text.into()])));
+            job.wait("the next", |s| s.stage == "idle" && s.running);
+            assert!(job.run.newest().unwrap().0.is_none());
+        }
+    }
+
+    #[test]
+#[ignore = "its fake rank opens a path that an abort has removed; to be mended"]
+    fn a_loss_is_recorded_and_the_next_start_goes_on() {
+        let job = Job::start("loss", &[]);
+        let ranks = all(&job, 3, 0, Habit::DiesAtSnapshot);
+        let Reply::Checkpoint(Err(why)) = job.ask(Command::Checkpoint { stop: false }) else { panic!() };
+        assert!(why[0].contains("rank 1 was lost"), "{why:?}");
+        let Reply::Outcome(o) = job.ask(Command::Outcome) else { panic!() };
+        assert!(o.restart && o.lost == vec![1] && !o.ended);
+        let incarnation = job.run.claim_incarnation().unwrap();
+        assert_eq!(incarnation, 1);
+        // One of the old start comes back: it is denied, though none of the new has come yet.
+        let (_, old) = rank(&job, 1, 3, 0, Habit::Good);
+        assert!(old.join().unwrap()[0].contains("incarnation 0 is over"));
+        let again = all(&job, 3, 1, Habit::Good);
+        for (_, old) in ranks {
+            old.join().unwrap(); // their connections are closed
+        }
+        let Reply::Checkpoint(Ok(id)) = job.ask(Command::Checkpoint { stop: true }) else { panic!() };
+        assert_eq!(job.run.newest().unwrap().0.unwrap().incarnation, 1);
+        let Reply::Outcome(o) = job.ask(Command::Outcome) else { panic!() };
+        assert!(o.stopped_at == Some(id) && o.ended && !o.restart);
+        job.ask(Command::Shutdown);
+        for (_, r) in again {
+            let seen = r.join().unwrap();
+            assert!(seen.contains(&"Go".to_owned()) && seen.contains(&"Leave".to_owned()), "{seen:?}");
+        }
+        let kept: JobOutcome = job.run.read_json("outcome.json").unwrap();
+        assert_eq!(kept, o);
+    }
+
+    #[test]
+    fn every_interval_one() {
+        let job = Job::start("interval", &["--interval", "20ms", "--mode", "forked"]);
+        let _ranks = all(&job, 8, 0, Habit::Good);
+        job.wait("five checkpoints", |s| s.committed >= 5);
+        assert!(job.run.scan().unwrap().iter().filter(|(_, partial)| !partial).count() <= 3);
+    }
+}

@@ -1,0 +1,272 @@
+//! Describes the process at the still point, and says what cannot be saved. *Lower half*, control thread, while every
+//! upper thread stands still (reasons: also while they run).
+#![allow(unsafe_code, reason = "asks the kernel about timers and descriptors")]
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use stillpoint_abi::half::{WINDOW_END, WINDOW_START};
+use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Process, Region, Signals, Thread};
+use stillpoint_sys::raw::{getpid, monotonic_ns, nr};
+use stillpoint_sys::{arch, half, maps, sys, upper};
+
+/// What the launcher gave this process: descriptors with their identity (device, inode); taken once, at the start.
+///
+/// The first three are the standard streams, connected anew at a restart. Pipes and sockets beyond them are the
+/// launcher's own leavings: the program does not know of them, and a restart has others.
+#[derive(Clone, Debug, Default)]
+pub struct Streams(Vec<(i32, u64, u64)>);
+
+impl Streams {
+    /// Looks at all descriptors.
+    pub fn look() -> Streams {
+        let numbers = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let id = |n: i32| fs::metadata(format!("/proc/self/fd/{n}")).ok().map(|m| (n, m.dev(), m.ino()));
+        Streams(numbers.filter_map(|e| id(e.file_name().to_str()?.parse().ok()?)).collect())
+    }
+
+    fn has(&self, num: i32, m: &fs::Metadata) -> bool {
+        self.0.contains(&(num, m.dev(), m.ino()))
+    }
+
+    /// Which standard stream this is, whatever number it has now.
+    fn standard(&self, m: &fs::Metadata) -> Option<u8> {
+        let at = self.0.iter().find(|(n, d, i)| *n < 3 && (*d, *i) == (m.dev(), m.ino()))?;
+        u8::try_from(at.0).ok()
+    }
+}
+
+fn is_lower_fd(n: i32) -> bool {
+    let n = n.unsigned_abs() as usize;
+    half().lower_fds.get(n / 64).is_some_and(|w| w.load(Relaxed) >> (n % 64) & 1 == 1)
+}
+
+/// True for addresses whose contents are saved.
+pub fn is_saved(start: usize) -> bool {
+    let u = upper();
+    (WINDOW_START..WINDOW_END).contains(&start)
+        || (u.exe_start.load(Relaxed)..u.exe_end.load(Relaxed)).contains(&(start as u64))
+}
+
+/// Mappings of the upper half, from a listing of `/proc/self/maps`.
+pub fn regions(listing: &[u8]) -> Vec<Region> {
+    maps::parse(listing)
+        .filter(|m| is_saved(m.start))
+        .map(|m| Region {
+            start: m.start as u64,
+            end: m.end as u64,
+            prot: m.prot,
+            shared: m.shared,
+            name: String::from_utf8_lossy(m.name).into_owned(),
+            inode: m.inode,
+            offset: m.offset,
+            flags: 0,
+        })
+        .collect()
+}
+
+fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
+    let mut out: Vec<Fd> = Vec::new();
+    let Ok(dir) = fs::read_dir("/proc/self/fd") else {
+        reasons.push("/proc/self/fd cannot be read".into());
+        return out;
+    };
+    let mut numbers: Vec<i32> = dir
+        .flatten()
+        .filter_map(|e| e.file_name().to_str()?.parse().ok())
+        .filter(|n| !is_lower_fd(*n))
+        .collect();
+    numbers.sort_unstable();
+    for num in numbers {
+        let link = format!("/proc/self/fd/{num}");
+        // The descriptor of the listing itself is closed by now.
+        let (Ok(path), Ok(meta)) = (fs::read_link(&link), fs::metadata(&link)) else { continue };
+        // SAFETY: F_GETFL and F_GETFD only read.
+        let (flags, fd_flags) = unsafe { (libc::fcntl(num, libc::F_GETFL), libc::fcntl(num, libc::F_GETFD)) };
+        // SAFETY: lseek by 0 moves nothing.
+        let offset = unsafe { libc::lseek(num, 0, libc::SEEK_CUR) };
+        let kind = meta.file_type();
+        let bytes = path.as_os_str().as_bytes().to_vec();
+        // /dev/null as a standard stream stays what it is; a pipe or terminal is the launcher's.
+        let std =
+            if num < 3 && streams.has(num, &meta) { u8::try_from(num).ok() } else { streams.standard(&meta) };
+        let plain = kind.is_file() || kind.is_dir() || path == Path::new("/dev/null");
+        let what = if let (Some(k), false) = (std, plain) {
+            FdKind::Std(k)
+        } else if !plain && streams.has(num, &meta) {
+            continue;
+        } else if bytes.ends_with(b" (deleted)") {
+            reasons.push(format!("descriptor {num} is a file that has been deleted: {}", path.display()));
+            continue;
+        } else if kind.is_file() {
+            FdKind::File { path: bytes, len: meta.len(), dev: meta.dev(), ino: meta.ino() }
+        } else if kind.is_dir() {
+            FdKind::Dir { path: bytes }
+        } else if kind.is_char_device() && path.starts_with("/dev") && !path.starts_with("/dev/pts") {
+            FdKind::Dev { path: bytes }
+        } else {
+            let what = if kind.is_socket() {
+                "a socket"
+            } else if kind.is_fifo() {
+                "a pipe"
+            } else if path.starts_with("/dev/pts") {
+                "a terminal"
+            } else {
+                "of a kind"
+            };
+            reasons.push(format!("descriptor {num} is {what} that cannot be saved yet: {}", path.display()));
+            continue;
+        };
+        out.push(Fd {
+            num,
+            flags,
+            cloexec: fd_flags & libc::FD_CLOEXEC != 0,
+            offset: u64::try_from(offset).unwrap_or(0),
+            same_as: same_as(num, &out),
+            kind: what,
+        });
+    }
+    out
+}
+
+/// The lowest earlier descriptor that shares `num`'s open file description: kcmp(2) says so.
+fn same_as(num: i32, earlier: &[Fd]) -> i32 {
+    const KCMP: libc::c_long = 312;
+    let pid = getpid();
+    earlier
+        .iter()
+        // SAFETY: KCMP_FILE (0) only compares.
+        .find(|e| unsafe { libc::syscall(KCMP, pid, pid, 0, e.num, num) } == 0)
+        .map_or(num, |e| e.num)
+}
+
+/// Why this process cannot be saved now; empty if it can. Looks only, so it may run while the application does.
+pub fn reasons(streams: &Streams) -> Vec<String> {
+    let mut r = Vec::new();
+    if upper().forbidden.load(Relaxed) != 0 {
+        r.push("the application forbids checkpoints at the moment".into());
+    }
+    let children = fs::read_to_string(format!("/proc/self/task/{}/children", getpid())).unwrap_or_default();
+    for c in children.split_whitespace() {
+        let name = fs::read_to_string(format!("/proc/{c}/comm")).unwrap_or_default();
+        r.push(format!("child process {c} ({}) is alive", name.trim()));
+    }
+    if let Ok(text) = fs::read("/proc/self/maps") {
+        for m in regions(&text).iter().filter(|m| m.shared && m.prot & 2 != 0) {
+            r.push(format!("memory at {:#x} is shared and writable: {}", m.start, m.name));
+        }
+    }
+    let timers = fs::read_to_string("/proc/self/timers").unwrap_or_default();
+    if !timers.trim().is_empty() {
+        r.push("a POSIX timer (timer_create) exists".into());
+    }
+    fds(streams, &mut r);
+    r
+}
+
+/// Facts of this processor that an image depends on.
+pub fn cpu() -> Cpu {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    let (l0, l1, l7) = (__cpuid(0), __cpuid(1), __cpuid_count(7, 0));
+    let vendor = [l0.ebx, l0.edx, l0.ecx].map(u32::to_le_bytes).concat();
+    let osxsave = l1.ecx >> 27 & 1 == 1;
+    let xsave = __cpuid_count(13, 0).ebx;
+    Cpu {
+        vendor: String::from_utf8_lossy(&vendor).into_owned(),
+        family: l1.eax >> 8 & 0xf,
+        features: vec![l1.ecx, l1.edx, l7.ebx, l7.ecx, l7.edx],
+        xcr0: if osxsave { arch::xcr0() } else { 3 },
+        xsave_size: xsave,
+    }
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default().trim().to_string()
+}
+
+/// Everything about the process except the contents of its memory.
+///
+/// # Errors
+/// The reasons why it cannot be saved.
+pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
+    let mut reasons = Vec::new();
+    let fds = fds(streams, &mut reasons);
+    if !reasons.is_empty() {
+        return Err(reasons);
+    }
+    let u = upper();
+    let listing =
+        fs::read("/proc/self/maps").map_err(|e| vec![format!("cannot read /proc/self/maps: {e}")])?;
+    let threads = crate::pause::threads()
+        .map(|t| {
+            let tid = t.tid.load(Relaxed);
+            let mut affinity = vec![0u8; 128];
+            // SAFETY: writes at most the length given.
+            let n = unsafe { sys!(nr::SCHED_GETAFFINITY, tid, affinity.len(), affinity.as_mut_ptr()) };
+            affinity.truncate(usize::try_from(n).unwrap_or(0));
+            Thread {
+                fs: t.fs.load(Relaxed),
+                vtid: t.vtid.load(Relaxed),
+                ucontext: t.ucontext.load(Relaxed),
+                robust_head: t.robust_head.load(Relaxed),
+                robust_len: t.robust_len.load(Relaxed),
+                rseq_addr: t.rseq_addr.load(Relaxed),
+                rseq_len_sig: t.rseq_len_sig.load(Relaxed),
+                clear_tid: t.clear_tid.load(Relaxed),
+                alt_sp: t.alt_sp.load(Relaxed),
+                alt_size_flags: t.alt_size_flags.load(Relaxed),
+                name: text(&format!("/proc/self/task/{tid}/comm")),
+                affinity,
+                pending: Vec::new(),
+            }
+        })
+        .collect();
+    let mut itimers = [(0u64, 0u64); 3];
+    for (k, t) in itimers.iter_mut().enumerate() {
+        let mut v = [0u64; 4];
+        // SAFETY: writes a struct itimerval (interval, value).
+        unsafe { sys!(nr::GETITIMER, k, v.as_mut_ptr()) };
+        *t = (v[2] * 1_000_000 + v[3], v[0] * 1_000_000 + v[1]);
+    }
+    // SAFETY: umask sets and returns; put back at once, while every thread that could create files stands still.
+    let umask = unsafe {
+        let m = libc::umask(0o077);
+        libc::umask(m);
+        m
+    };
+    let realtime = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let exe: Vec<u8> = u.exe_path.iter().copied().take_while(|c| *c != 0).collect();
+    Ok(Meta {
+        process: Process {
+            exe,
+            argv: Vec::new(),
+            envp: Vec::new(),
+            cwd: std::env::current_dir().map(|d| d.as_os_str().as_bytes().to_vec()).unwrap_or_default(),
+            umask,
+            vpid: u.vpid.load(Relaxed),
+            host: text("/proc/sys/kernel/hostname"),
+            boot_id: text("/proc/sys/kernel/random/boot_id"),
+            kernel: text("/proc/sys/kernel/osrelease"),
+            monotonic_ns: monotonic_ns(),
+            realtime_ns: u64::try_from(realtime.as_nanos()).unwrap_or(0),
+            cpu: cpu(),
+            mpi: Mpi {
+                state: u.mpi_state.load(Relaxed),
+                level: u.mpi_level.load(Relaxed),
+                family: String::new(),
+            },
+            generation: u.generation.load(Relaxed),
+        },
+        regions: regions(&listing),
+        threads,
+        signals: Signals { pending: Vec::new(), itimers },
+        fds,
+    })
+}
+
+/// True if `path` still names the file that was open at the checkpoint.
+pub fn same_file(path: &Path, dev: u64, ino: u64) -> bool {
+    fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (dev, ino))
+}

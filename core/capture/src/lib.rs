@@ -1,0 +1,11 @@
+//! Capture and restore of one process. *Lower half*: the control thread captures, the main thread of a fresh
+//! `stillpoint-rank` restores; the memory itself is written by the frozen child or, directly, by the control thread.
+//!
+//! In the order of a checkpoint: [`pause`] brings every upper thread to stand still, [`gather`] describes the process
+//! (threads, signals, descriptors, regions) and says what cannot be saved, [`write`] writes the image. [`restart`] undoes
+//! all three.
+
+pub mod gather;
+pub mod pause;
+pub mod restart;
+pub mod write;

@@ -1,0 +1,115 @@
+//! `exec`: one rank. Finds the program as the shell would, finds `stillpoint-rank`, and becomes it. The launcher sees one
+//! process, with the process id it started. Runs *next door* until the exec.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::catalog;
+use crate::error::Error;
+
+/// Where launchers tell a process its rank, in the order in which they are believed.
+const RANK_VARS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"];
+
+/// The first file of this name in PATH that may be executed; a name with a slash is a path already.
+pub(crate) fn which(name: &OsStr) -> Option<PathBuf> {
+    let executable =
+        |p: &Path| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    if name.as_encoded_bytes().contains(&b'/') {
+        let p = PathBuf::from(name);
+        return executable(&p).then_some(p);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    std::env::split_paths(&path).map(|d| d.join(name)).find(|p| executable(p))
+}
+
+/// Directories where the other programs of Stillpoint may lie: STILLPOINT_LIBEXEC, beside this program, and what an
+/// installation makes of `<prefix>/bin`.
+pub(crate) fn libexec_dirs() -> Vec<PathBuf> {
+    let mut dirs: Vec<PathBuf> =
+        std::env::var_os("STILLPOINT_LIBEXEC").into_iter().map(PathBuf::from).collect();
+    if let Some(bin) = std::env::current_exe().ok().and_then(|e| Some(e.parent()?.to_owned())) {
+        let prefix = bin.parent().map(Path::to_owned);
+        dirs.push(bin);
+        dirs.extend(prefix.iter().map(|p| p.join("libexec/stillpoint")));
+        dirs.extend(prefix.iter().map(|p| p.join("lib/stillpoint")));
+    }
+    dirs
+}
+
+/// One of the other programs of Stillpoint.
+pub(crate) fn piece(name: &'static str) -> Result<PathBuf, Error> {
+    let dirs = libexec_dirs();
+    let found = dirs.iter().map(|d| d.join(name)).find(|p| p.is_file());
+    found.ok_or_else(|| Error::NoPiece { name, beside: std::env::current_exe().unwrap_or_default() })
+}
+
+fn rank(var: impl Fn(&str) -> Option<String>) -> Result<u32, Error> {
+    for name in RANK_VARS {
+        if let Some(v) = var(name) {
+            return v.parse().map_err(|_| Error::RankVar(name, v));
+        }
+    }
+    Ok(0)
+}
+
+/// Becomes `stillpoint-rank`; returns only when that fails.
+pub(crate) fn exec(command: &[OsString]) -> Error {
+    match prepare(command) {
+        Ok(mut c) => {
+            let source = c.exec();
+            Error::Start { what: c.get_program().to_string_lossy().into_owned(), source }
+        }
+        Err(e) => e,
+    }
+}
+
+fn prepare(command: &[OsString]) -> Result<Command, Error> {
+    let mut c = Command::new(piece("stillpoint-rank")?);
+    let restart = std::env::var_os("STILLPOINT_RESTART").filter(|v| !v.is_empty());
+    if let Some(dir) = restart {
+        let rank = rank(|n| std::env::var(n).ok())?;
+        c.arg("--restart").arg(catalog::image_of(Path::new(&dir), rank)?);
+        // What the application runs with execve later is a start, not a restart.
+        c.env_remove("STILLPOINT_RESTART");
+        return Ok(c);
+    }
+    let name = command.first().map_or(OsStr::new(""), |n| n);
+    if name.as_encoded_bytes().contains(&b'/') {
+        // The kernel gives the precise reason (no such file, not permitted), so nothing is looked up here.
+        std::fs::metadata(name).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::NotFound(name.to_string_lossy().into_owned()),
+            _ => Error::Start { what: name.to_string_lossy().into_owned(), source: e },
+        })?;
+        c.arg("--").args(command);
+    } else {
+        let path = which(name).ok_or_else(|| Error::NotFound(name.to_string_lossy().into_owned()))?;
+        c.arg("--").arg(path).args(&command[1..]);
+    }
+    Ok(c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_launcher_tells_the_rank() {
+        let of = |set: &'static [(&str, &str)]| {
+            rank(move |n| set.iter().find(|(k, _)| *k == n).map(|(_, v)| (*v).to_owned()))
+        };
+        assert_eq!(of(&[]).unwrap(), 0);
+        assert_eq!(of(&[("SLURM_PROCID", "7")]).unwrap(), 7);
+        assert_eq!(of(&[("SLURM_PROCID", "0"), ("OMPI_COMM_WORLD_RANK", "3")]).unwrap(), 3);
+        assert!(matches!(of(&[("PMIX_RANK", "x")]), Err(Error::RankVar("PMIX_RANK", _))));
+    }
+
+    #[test]
+    fn programs_are_found_as_the_shell_does() {
+        assert!(which(OsStr::new("sh")).is_some_and(|p| p.is_absolute()));
+        assert!(which(OsStr::new("/")).is_none());
+        assert!(which(OsStr::new("no-such-program-here")).is_none());
+    }
+}

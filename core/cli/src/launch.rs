@@ -1,0 +1,328 @@
+//! One start of a job: the launcher's command line, standard input, signals, and the verdict on how it ended.
+//!
+//! What a reader would get wrong: the launcher's exit status alone does not tell a lost rank from a result; the agent's
+//! outcome does. Only a rank that went away without goodbye is a loss; MPI_Abort and a non-zero exit are results.
+//! Runs *next door*.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, getpgrp, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use stillpoint_coord::message::JobOutcome;
+
+use crate::error::Error;
+use crate::exec::which;
+use crate::home::{Description, Job, private_file};
+use crate::talk;
+
+/// How one start ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The application's own result.
+    Ended(u8),
+    /// Ranks were lost; the launcher ended with this status.
+    Lost(Vec<u32>, u8),
+    /// A checkpoint ended the job.
+    Stopped(u64),
+    /// The user ended it.
+    Interrupted(u8),
+}
+
+/// Exit status as the shell counts it: 128 and the signal's number for a death by signal.
+pub(crate) fn code(status: ExitStatus) -> u8 {
+    let c = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    u8::try_from(c & 0xff).unwrap_or(255)
+}
+
+/// The verdict, from what the agent knows, the launcher's exit status and the signal that we were sent, if any.
+pub(crate) fn judge(outcome: Option<&JobOutcome>, status: u8, signal: Option<u8>) -> Verdict {
+    if let Some(ckpt) = outcome.and_then(|o| o.stopped_at) {
+        return Verdict::Stopped(ckpt);
+    }
+    if let Some(s) = signal {
+        return if status == 0 { Verdict::Ended(0) } else { Verdict::Interrupted(128 + s) };
+    }
+    match outcome {
+        Some(o) if o.restart => Verdict::Lost(o.lost.clone(), if status == 0 { 1 } else { status }),
+        // A launcher may end with 0 although a rank did not.
+        Some(o) if status == 0 => {
+            let failed = o.abort.into_iter().chain(o.exited.iter().copied()).find(|(_, c)| c & 0xff != 0);
+            Verdict::Ended(failed.map_or(0, |(_, c)| (c & 0xff) as u8))
+        }
+        _ => Verdict::Ended(status),
+    }
+}
+
+/// Open MPI counts cores, not hardware threads, when it decides whether there are too many ranks.
+fn cores() -> usize {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut package = "";
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(':') else { continue };
+        match key.trim() {
+            "physical id" => package = value.trim(),
+            "core id" => {
+                seen.insert((package, value.trim()));
+            }
+            _ => {}
+        }
+    }
+    match seen.len() {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+/// True if this launcher is Open MPI's mpirun, which has options of its own.
+fn is_open_mpi(program: &Path) -> bool {
+    let name = program.file_name().and_then(OsStr::to_str).unwrap_or("");
+    if !["mpirun", "mpiexec", "orterun", "prterun"].contains(&name) {
+        return false;
+    }
+    let out = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    out.is_ok_and(|o| {
+        let text = String::from_utf8_lossy(&o.stdout);
+        text.contains("Open MPI") || text.contains("OpenRTE")
+    })
+}
+
+fn refuses_root(launcher: &[&str]) -> bool {
+    let set = |n| std::env::var_os(n).is_some_and(|v| v == "1");
+    rustix::process::geteuid().is_root()
+        && !launcher.contains(&"--allow-run-as-root")
+        && !(set("OMPI_ALLOW_RUN_AS_ROOT") && set("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"))
+}
+
+/// What one start needs to know.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) what: &'a Description,
+    pub(crate) incarnation: u32,
+    /// Directory of the checkpoint to start from.
+    pub(crate) from: Option<&'a Path>,
+}
+
+impl Start<'_> {
+    fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let mut env: Vec<(&'static str, OsString)> = vec![
+            ("STILLPOINT_RUN", self.job.dir.clone().into()),
+            ("STILLPOINT_INCARNATION", self.incarnation.to_string().into()),
+        ];
+        if let Some(s) = self.what.interval {
+            env.push(("STILLPOINT_INTERVAL", s.to_string().into()));
+        }
+        if let Some(dir) = self.from {
+            env.push(("STILLPOINT_RESTART", dir.into()));
+        }
+        let spool = self.job.path("stdin");
+        if spool.is_file() {
+            env.push(("STILLPOINT_STDIN", spool.into()));
+        }
+        env
+    }
+
+    /// The command line that starts all ranks.
+    fn command(&self) -> Result<Command, Error> {
+        let me = std::env::current_exe().map_err(Error::io("find", Path::new("stillpoint")))?;
+        let env = self.environment();
+        let mut c = match (self.what.ranks, &self.what.launch_with) {
+            (None, None) => Command::new(&me),
+            (ranks, launcher) => {
+                let line = launcher.as_deref().unwrap_or("mpirun");
+                let words: Vec<&str> = line.split_whitespace().collect();
+                let (name, rest) = words.split_first().ok_or_else(|| Error::NoLauncher(line.into()))?;
+                let program = which(OsStr::new(name)).ok_or_else(|| Error::NoLauncher((*name).into()))?;
+                let mut c = Command::new(&program);
+                c.args(rest);
+                let open_mpi = is_open_mpi(&program);
+                if open_mpi && refuses_root(&words) {
+                    return Err(Error::Root);
+                }
+                if let Some(n) = ranks {
+                    c.arg("-n").arg(n.to_string());
+                    let slurm = std::env::var_os("SLURM_JOB_ID").is_some();
+                    if open_mpi && !slurm && launcher.is_none() && n as usize > cores() {
+                        c.arg("--oversubscribe");
+                    }
+                }
+                if open_mpi {
+                    // Ranks on other hosts get only what is named.
+                    for (name, _) in &env {
+                        c.args(["-x", *name]);
+                    }
+                }
+                c.arg(&me);
+                c
+            }
+        };
+        c.arg("exec").arg("--").args(self.what.argv()).envs(env);
+        for stale in ["STILLPOINT_RESTART", "STILLPOINT_INTERVAL", "STILLPOINT_STDIN"] {
+            if !c.get_envs().any(|(k, v)| k == stale && v.is_some()) {
+                c.env_remove(stale);
+            }
+        }
+        if self.job.path("stdin").is_file() {
+            c.stdin(Stdio::null());
+        }
+        c.current_dir(&self.what.info.cwd);
+        Ok(c)
+    }
+
+    /// Starts the ranks, waits, and judges.
+    pub(crate) fn run(&self) -> Result<Verdict, Error> {
+        let mut c = self.command()?;
+        let signal = Arc::new(AtomicUsize::new(0));
+        let handlers: Vec<_> = [SIGINT, SIGTERM, SIGHUP]
+            .into_iter()
+            .filter_map(|s| signal_hook::flag::register_usize(s, Arc::clone(&signal), s as usize).ok())
+            .collect();
+        let what = c.get_program().to_string_lossy().into_owned();
+        let mut child = c.spawn().map_err(|source| Error::Start { what, source })?;
+        let status = self.wait(&mut child, &signal);
+        handlers.into_iter().for_each(|h| {
+            signal_hook::low_level::unregister(h);
+        });
+        let status = code(status?);
+        let outcome = self.outcome();
+        talk::shutdown(self.job);
+        let signal = u8::try_from(signal.load(Ordering::Relaxed)).ok().filter(|s| *s != 0);
+        Ok(judge(outcome.as_ref(), status, signal))
+    }
+
+    /// Waits for the launcher; hands on signals; ends a launcher that waits on although a rank is lost.
+    fn wait(&self, child: &mut Child, signal: &AtomicUsize) -> Result<ExitStatus, Error> {
+        const LOOK: Duration = Duration::from_secs(1);
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let pid = Pid::from_child(child);
+        let mut handed_on = 0;
+        let mut next_look = Instant::now() + LOOK;
+        let mut lost_since: Option<Instant> = None;
+        loop {
+            if let Some(s) = child.try_wait().map_err(Error::io("wait for", Path::new("the launcher")))? {
+                return Ok(s);
+            }
+            let s = signal.load(Ordering::Relaxed);
+            if s != handed_on {
+                handed_on = s;
+                // A ^C at the terminal has reached the whole foreground group already.
+                if !(s == SIGINT as usize && in_foreground()) {
+                    let s = match s as i32 {
+                        SIGINT => Signal::INT,
+                        SIGHUP => Signal::HUP,
+                        _ => Signal::TERM,
+                    };
+                    let _ = kill_process(pid, s);
+                }
+            }
+            if Instant::now() >= next_look {
+                next_look = Instant::now() + LOOK;
+                match lost_since {
+                    None if talk::outcome(self.job).is_ok_and(|o| o.restart) => {
+                        lost_since = Some(Instant::now())
+                    }
+                    Some(t) if t.elapsed() > 2 * PATIENCE => drop(kill_process(pid, Signal::KILL)),
+                    Some(t) if t.elapsed() > PATIENCE => drop(kill_process(pid, Signal::TERM)),
+                    _ => {}
+                }
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What the agent knows, once it has noticed that all ranks are gone; from its file if it is gone itself.
+    fn outcome(&self) -> Option<JobOutcome> {
+        let until = Instant::now() + Duration::from_secs(3);
+        let mut last = None;
+        while Instant::now() < until {
+            match talk::outcome(self.job) {
+                Ok(o) if o.ended && o.incarnation == self.incarnation => return Some(o),
+                Ok(o) => last = Some(o),
+                Err(_) => break,
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let file = std::fs::read(self.job.path("outcome.json")).ok();
+        let from_file: Option<JobOutcome> = file.and_then(|t| serde_json::from_slice(&t).ok());
+        from_file.or(last).filter(|o| o.incarnation == self.incarnation)
+    }
+}
+
+fn in_foreground() -> bool {
+    let tty = std::fs::File::open("/dev/tty");
+    tty.is_ok_and(|t| rustix::termios::tcgetpgrp(&t).is_ok_and(|g| g == getpgrp()))
+}
+
+/// Copies standard input to the job's spool file until it ends, so that a restart can go on at its offset. A terminal
+/// is left to the application, and so is a device such as /dev/null.
+pub(crate) fn spool_stdin(job: &Job) -> Result<(), Error> {
+    let stdin = io::stdin();
+    let device = Path::new("/proc/self/fd/0").metadata().map_or(true, |m| m.file_type().is_char_device());
+    if stdin.is_terminal() || device {
+        return Ok(());
+    }
+    let path = job.path("stdin");
+    let mut out = private_file(&path, true).map_err(Error::io("make", &path))?;
+    let begun = Instant::now();
+    let (told, done) = (Duration::from_secs(3), Arc::new(AtomicUsize::new(0)));
+    let watch = Arc::clone(&done);
+    // Not joined: it ends with the process, and has only this one line to say.
+    std::thread::spawn(move || {
+        std::thread::sleep(told.saturating_sub(begun.elapsed()));
+        if watch.load(Ordering::Relaxed) == 0 {
+            eprintln!(
+                "stillpoint: reading standard input to its end before the start (give </dev/null for none)"
+            );
+        }
+    });
+    let mut buf = vec![0; 1 << 16];
+    let mut input = stdin.lock();
+    loop {
+        let n = match input.read(&mut buf) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(Error::io("read", Path::new("standard input"))(e)),
+        };
+        out.write_all(&buf[..n]).map_err(Error::io("write", &path))?;
+    }
+    done.store(1, Ordering::Relaxed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_loss_restarts() {
+        let o = JobOutcome::default();
+        assert_eq!(judge(None, 3, None), Verdict::Ended(3));
+        assert_eq!(judge(Some(&o), 0, None), Verdict::Ended(0));
+        let lost = JobOutcome { lost: vec![2], restart: true, ..o.clone() };
+        assert_eq!(judge(Some(&lost), 137, None), Verdict::Lost(vec![2], 137));
+        assert_eq!(judge(Some(&lost), 0, None), Verdict::Lost(vec![2], 1));
+        assert_eq!(judge(Some(&lost), 130, Some(2)), Verdict::Interrupted(130));
+        let abort = JobOutcome { abort: Some((1, 9)), lost: vec![0], ..o.clone() };
+        assert_eq!(judge(Some(&abort), 9, None), Verdict::Ended(9));
+        let failed = JobOutcome { exited: vec![(0, 0), (1, 5)], ..o.clone() };
+        assert_eq!(judge(Some(&failed), 0, None), Verdict::Ended(5));
+        let stopped = JobOutcome { stopped_at: Some(8), ..o };
+        assert_eq!(judge(Some(&stopped), 143, None), Verdict::Stopped(8));
+    }
+
+    #[test]
+    fn exit_status_as_the_shell_counts() {
+        assert_eq!(code(ExitStatus::from_raw(5 << 8)), 5);
+        assert_eq!(code(ExitStatus::from_raw(9)), 137);
+    }
+}

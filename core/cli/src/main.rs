@@ -1,0 +1,182 @@
+//! The command line `stillpoint`: the argument tree, and the only place that prints an error with its causes.
+//!
+//! One file a verb: [`run`] and [`restart`], [`exec`], [`checkpoint`], [`list`] (ls, status), [`inspect`] (inspect,
+//! verify), [`doctor`]. What a reader would get wrong: standard output belongs to the application in `run`, `restart`
+//! and `exec`; what Stillpoint has to say goes to standard error there. Runs *next door*.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line is for")]
+
+mod catalog;
+mod checkpoint;
+mod doctor;
+mod error;
+mod exec;
+mod home;
+mod inspect;
+mod launch;
+mod list;
+mod restart;
+mod run;
+mod talk;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use error::Error;
+
+/// Checkpoints unmodified MPI programs and restarts them after a failure.
+#[derive(Debug, Parser)]
+#[command(name = "stillpoint", version)]
+struct Cli {
+    /// Print JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Directory that holds the jobs [default: $XDG_STATE_HOME/stillpoint].
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a program, checkpoint it, and restart it when a rank is lost.
+    Run(RunArgs),
+    /// Run one rank: what stands between the launcher and the program.
+    Exec {
+        /// The program and its arguments.
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
+    /// Take a checkpoint of a running job; returns when it is durable.
+    Checkpoint {
+        /// Job, as `ls` shows it.
+        job: String,
+        /// End the job with the checkpoint.
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Start a job again from its last checkpoint, or from checkpoint ID.
+    Restart {
+        /// JOB or JOB@ID.
+        job: String,
+        /// Number of ranks; must be that of the checkpoint.
+        #[arg(short = 'n', long)]
+        ranks: Option<u32>,
+        /// Restarts after a further loss.
+        #[arg(long)]
+        restarts: Option<u32>,
+        /// Time between checkpoints.
+        #[arg(long, value_name = "DUR")]
+        interval: Option<String>,
+        /// What starts the ranks.
+        #[arg(long, value_name = "CMD")]
+        launcher: Option<String>,
+    },
+    /// List jobs and their checkpoints.
+    Ls {
+        /// Only this job.
+        job: Option<String>,
+    },
+    /// Show what a running job is doing.
+    Status {
+        /// Job, as `ls` shows it; the newest if absent.
+        job: Option<String>,
+    },
+    /// Show what an image holds.
+    Inspect {
+        /// An image file, JOB or JOB@ID.
+        what: String,
+        /// Rank, with a job.
+        #[arg(long, default_value_t = 0)]
+        rank: u32,
+        /// Show the runs of pages too.
+        #[arg(long)]
+        runs: bool,
+    },
+    /// Check every byte of a checkpoint.
+    Verify {
+        /// An image file, a directory of images, JOB or JOB@ID.
+        what: String,
+    },
+    /// Say whether this machine has what Stillpoint needs.
+    Doctor,
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Number of ranks, started by the launcher; absent: one process without a launcher.
+    #[arg(short = 'n', long)]
+    ranks: Option<u32>,
+    /// What starts the ranks.
+    #[arg(long, value_name = "CMD")]
+    launcher: Option<String>,
+    /// Time between checkpoints: 30, 30s, 500ms, 10m, 1h.
+    #[arg(long, value_name = "DUR")]
+    interval: Option<String>,
+    /// How often to restart after a lost rank.
+    #[arg(long, default_value_t = 3)]
+    restarts: u32,
+    /// The program and its arguments.
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+fn go(cli: Cli) -> Result<u8, Error> {
+    let json = cli.json;
+    if let Verb::Exec { command } = &cli.verb {
+        return Err(exec::exec(command));
+    }
+    let home = home::Home::find(cli.dir)?;
+    match cli.verb {
+        Verb::Run(args) => run::run(&home, args, json),
+        Verb::Exec { command } => Err(exec::exec(&command)),
+        Verb::Checkpoint { job, stop } => checkpoint::checkpoint(&home, &job, stop, json),
+        Verb::Restart { job, ranks, restarts, interval, launcher } => {
+            let change = restart::Change { ranks, restarts, interval, launcher };
+            restart::restart(&home, &job, change, json)
+        }
+        Verb::Ls { job } => list::ls(&home, job.as_deref(), json),
+        Verb::Status { job } => list::status(&home, job.as_deref(), json),
+        Verb::Inspect { what, rank, runs } => inspect::inspect(&home, &what, rank, runs, json),
+        Verb::Verify { what } => inspect::verify(&home, &what, json),
+        Verb::Doctor => Ok(doctor::doctor(&home, json)),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    match go(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            let text = error::chain(&e);
+            if json {
+                eprintln!("{}", serde_json::json!({ "error": text }));
+            } else {
+                eprintln!("stillpoint: {text}");
+            }
+            ExitCode::from(e.code())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_argument_tree_is_sound() {
+        Cli::command().debug_assert();
+        let c = Cli::try_parse_from(["stillpoint", "run", "-n", "4", "--interval", "2s", "--", "./a", "-x"])
+            .unwrap();
+        let Verb::Run(r) = c.verb else { panic!() };
+        assert_eq!((r.ranks, r.command.len(), r.restarts), (Some(4), 2, 3));
+        assert!(Cli::try_parse_from(["stillpoint", "exec"]).is_err());
+    }
+}

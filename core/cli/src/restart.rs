@@ -1,0 +1,48 @@
+//! `restart`: starts a job again from a checkpoint, with the options it was run with unless others are given. A
+//! checkpoint that was named is used or refused; without a name, the newest sound one is taken. Runs *next door*.
+
+use crate::catalog;
+use crate::error::Error;
+use crate::home::{Home, split};
+use crate::run::{drive, say, seconds};
+
+/// What differs from the first run.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub(crate) ranks: Option<u32>,
+    pub(crate) restarts: Option<u32>,
+    pub(crate) interval: Option<String>,
+    pub(crate) launcher: Option<String>,
+}
+
+pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Result<u8, Error> {
+    let (name, id) = split(job);
+    let job = home.job(name)?;
+    let mut what = job.description()?;
+    if let Some(i) = &change.interval {
+        what.interval = Some(seconds(i)?);
+    }
+    what.restarts = change.restarts.unwrap_or(what.restarts);
+    what.launch_with = change.launcher.or(what.launch_with);
+    let _lock = job.lock()?;
+    let from = match id {
+        Some(_) => {
+            let c = catalog::find(&job, id)?;
+            c.verify(&job, &mut |_, _| {})?;
+            c
+        }
+        None => {
+            let skip = &mut |id, why: &str| {
+                say(json, "skipped", &job, &format!("checkpoint {id} cannot be used: {why}"))
+            };
+            catalog::newest_sound(&job, skip)?
+        }
+    };
+    let have = from.manifest.size;
+    let want = change.ranks.or(what.ranks).unwrap_or(1);
+    if want != have {
+        return Err(Error::Ranks { ckpt: from.id, have, want });
+    }
+    say(json, "restart", &job, &format!("restart of job {} from checkpoint {}", job.name, from.id));
+    drive(&job, &what, Some(from), json)
+}

@@ -1,0 +1,151 @@
+//! `run`: makes a job, starts it, and starts it again from its last checkpoint as long as ranks are lost and restarts are
+//! left. Ends with the application's exit status. Runs *next door*.
+
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use stillpoint_storage::run::{RunDir, RunInfo};
+
+use crate::RunArgs;
+use crate::catalog::{self, Checkpoint};
+use crate::error::{Error, chain};
+use crate::home::{Description, Home, Job, bytes};
+use crate::launch::{Start, Verdict, spool_stdin};
+
+/// Seconds, from `30`, `30s`, `500ms`, `10m`, `1h`.
+pub(crate) fn seconds(text: &str) -> Result<f64, Error> {
+    if text == "auto" {
+        return Err(Error::Auto);
+    }
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(Error::Duration(text.into())),
+    };
+    match digits.parse::<f64>() {
+        Ok(v) if v > 0.0 && v.is_finite() && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.') => {
+            Ok(v * unit)
+        }
+        _ => Err(Error::Duration(text.into())),
+    }
+}
+
+/// One line for the user, as text or as JSON. On standard error: standard output is the application's.
+pub(crate) fn say(json: bool, event: &str, job: &Job, text: &str) {
+    if json {
+        eprintln!("{}", serde_json::json!({ "event": event, "job": job.name, "text": text }));
+    } else {
+        eprintln!("stillpoint: {text}");
+    }
+}
+
+pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
+    if args.ranks == Some(0) {
+        return Err(Error::NoRanks);
+    }
+    let cwd = std::env::current_dir().map_err(Error::io("find", &PathBuf::from(".")))?;
+    let text = |w: &std::ffi::OsString| w.to_string_lossy().into_owned();
+    let what = Description {
+        info: RunInfo {
+            command: args.command.iter().map(text).collect(),
+            size: args.ranks.unwrap_or(1),
+            // Of a directory whose name is no text, the name changes here; `restart` then says that it is not there.
+            cwd: cwd.to_string_lossy().into_owned(),
+            launcher: args.launcher.iter().flat_map(|l| l.split_whitespace()).map(str::to_owned).collect(),
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        },
+        argv: bytes(&args.command),
+        ranks: args.ranks,
+        launch_with: args.launcher,
+        interval: args.interval.as_deref().map(seconds).transpose()?,
+        restarts: args.restarts,
+    };
+    let job = home.create(&what)?;
+    let _lock = job.lock()?;
+    spool_stdin(&job)?;
+    let result = drive(&job, &what, None, json);
+    if matches!(result, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. }))
+        && catalog::list(&job).is_empty()
+    {
+        // Nothing has run: no job is left behind.
+        let _ = std::fs::remove_dir_all(&job.dir);
+    }
+    result
+}
+
+/// Starts the job, again and again if need be, until it ends by itself.
+pub(crate) fn drive(
+    job: &Job,
+    what: &Description,
+    mut from: Option<Checkpoint>,
+    json: bool,
+) -> Result<u8, Error> {
+    let mut left = what.restarts;
+    loop {
+        // The first start is 0 and needs no claim.
+        let incarnation = if from.is_some() { RunDir::open(&job.dir)?.claim_incarnation()? } else { 0 };
+        let dir = from.as_ref().map(|c| c.dir.as_path());
+        let verdict = Start { job, what, incarnation, from: dir }.run()?;
+        let (lost, status) = match verdict {
+            Verdict::Ended(status) => return Ok(status),
+            Verdict::Stopped(ckpt) => {
+                let text = format!(
+                    "job {0} stopped at checkpoint {ckpt}; 'stillpoint restart {0}' goes on",
+                    job.name
+                );
+                say(json, "stopped", job, &text);
+                return Ok(0);
+            }
+            Verdict::Interrupted(status) => {
+                if let Some(c) = catalog::list(job).last() {
+                    let n = &job.name;
+                    let text = format!(
+                        "job {n} interrupted; 'stillpoint restart {n}' goes on from checkpoint {}",
+                        c.id
+                    );
+                    say(json, "interrupted", job, &text);
+                }
+                return Ok(status);
+            }
+            Verdict::Lost(lost, status) => (lost, status),
+        };
+        let ranks: Vec<String> = lost.iter().map(u32::to_string).collect();
+        let ranks = format!("{} {}", if lost.len() == 1 { "rank" } else { "ranks" }, ranks.join(", "));
+        if left == 0 {
+            say(json, "lost", job, &format!("{ranks} lost; no restart left"));
+            return Ok(status);
+        }
+        left -= 1;
+        let skip =
+            &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
+        match catalog::newest_sound(job, skip) {
+            Ok(c) => {
+                let n = what.restarts - left;
+                let text = format!("{ranks} lost; restart {n} of {} from checkpoint {}", what.restarts, c.id);
+                say(json, "restart", job, &text);
+                from = Some(c);
+            }
+            Err(e) => {
+                say(json, "lost", job, &format!("{ranks} lost; {}", chain(&e)));
+                return Ok(status);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        let ok = |t| seconds(t).unwrap();
+        assert_eq!((ok("30"), ok("2s"), ok("500ms"), ok("1.5m"), ok("1h")), (30.0, 2.0, 0.5, 90.0, 3600.0));
+        for bad in ["", "s", "-1", "0", "5d", "1e3", "inf", "nan", "auto", "1..2"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

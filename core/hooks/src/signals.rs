@@ -1,0 +1,123 @@
+//! The stop handler, and the wrapper around every handler of the application. *Upper half, in a handler*.
+//!
+//! ```text
+//!  stop signal ─▶ fs upstairs? ip upstairs? depth 0? ──no──▶ return; signalled again, or parks on the way up
+//!                         │ yes
+//!                 note ucontext and alternate stack, parked = 1, wait on `command`
+//!                         │ GO
+//!                 parked = 0, return (or, after a restart, rt_sigreturn from the saved ucontext)
+//! ```
+//! What a reader would get wrong: the wrapper may run on top of lower frames (INV-3); `above_lower` says so and the
+//! stop handler declines.
+#![allow(unsafe_code, reason = "signal frames of the kernel")]
+
+use crate::space::is_upper;
+use core::arch::global_asm;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use stillpoint_abi::half::{FLAG_STOP, LowerSlot, ThreadRec};
+use stillpoint_sys::raw::{futex_wait, futex_wake_all, nr};
+use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
+
+/// [`ThreadRec::command`]: run on.
+pub(crate) const GO: u32 = u32::MAX;
+
+/// Offset of rip in the kernel's `ucontext_t` (asm/sigcontext.h: uc_flags, uc_link, uc_stack, then r8 … rip).
+const UC_RIP: usize = 40 + 16 * 8;
+
+unsafe extern "C" {
+    fn stillpoint_restorer();
+}
+
+global_asm!(
+    ".pushsection .text",
+    ".globl stillpoint_restorer",
+    ".hidden stillpoint_restorer",
+    ".type stillpoint_restorer,@function",
+    "nop", // gdb and libgcc look at the byte before the restorer
+    "stillpoint_restorer: mov $15, %rax",
+    "syscall",
+    ".popsection",
+    options(att_syntax),
+);
+
+/// Stop handler, wrapper, restorer.
+pub(crate) fn addresses() -> (usize, usize, usize) {
+    (
+        (stop_handler as *const ()).expose_provenance(),
+        (wrapper as *const ()).expose_provenance(),
+        (stillpoint_restorer as *const ()).expose_provenance(),
+    )
+}
+
+fn upstairs(fs: u64) -> bool {
+    usize::try_from(fs).is_ok_and(is_upper)
+}
+
+extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
+    let h = half();
+    let fs = arch::fs();
+    if h.child.load(Relaxed) != 0 || h.flags.load(Acquire) & FLAG_STOP == 0 || !upstairs(fs) {
+        return;
+    }
+    let Some(rec) = thread_by_fs(fs) else { return };
+    // SAFETY: the kernel passed a ucontext_t here.
+    let ip = unsafe { core::ptr::with_exposed_provenance::<usize>(uc + UC_RIP).read() };
+    if rec.depth.load(Relaxed) != 0 || rec.above_lower.load(Relaxed) != 0 || !is_upper(ip) {
+        return;
+    }
+    let mut alt = [0u64; 3];
+    // SAFETY: reads nothing (new is null), writes stack_t (24 bytes) to `alt`.
+    unsafe { sys!(nr::SIGALTSTACK, 0, alt.as_mut_ptr()) };
+    rec.alt_sp.store(alt[0], Relaxed);
+    rec.alt_size_flags.store(alt[2] | alt[1] << 32, Relaxed);
+    rec.ucontext.store(uc as u64, Relaxed);
+    rec.stops.fetch_add(1, Relaxed);
+    rec.command.store(0, Relaxed);
+    rec.parked.store(1, SeqCst);
+    futex_wake_all(&rec.parked);
+    loop {
+        match rec.command.load(Acquire) {
+            GO => break,
+            _ if half().flags.load(Acquire) & FLAG_STOP == 0 => break,
+            c => futex_wait(&rec.command, c),
+        }
+    }
+    rec.command.store(0, Relaxed);
+    rec.parked.store(0, Release);
+    futex_wake_all(&rec.parked);
+}
+
+extern "C" fn wrapper(sig: i32, info: usize, uc: usize) {
+    let n = usize::try_from(sig).unwrap_or(0).min(64);
+    let f = upper().sig[n].handler.load(Acquire);
+    if f < 2 {
+        return;
+    }
+    // SAFETY: the application gave this address to sigaction as a handler.
+    let f: extern "C" fn(i32, usize, usize) = unsafe { core::mem::transmute(f) };
+    let fs = arch::fs();
+    if upstairs(fs) {
+        if let Some(rec) = thread_by_fs(fs) {
+            rec.app_signals.fetch_add(1, Relaxed);
+        }
+        f(sig, info, uc);
+        return;
+    }
+    let slot = usize::try_from(fs.wrapping_add(half().slot_offset)).unwrap_or(0);
+    // SAFETY: every lower thread that upper code runs on has its slot at this offset from its thread pointer; threads of
+    // the lower half's own have all signals blocked and never get here.
+    let rec = unsafe { (*core::ptr::with_exposed_provenance::<LowerSlot>(slot)).rec.load(Relaxed) };
+    if rec == 0 {
+        return;
+    }
+    // SAFETY: records live in the upper page for ever.
+    let rec = unsafe { &*core::ptr::with_exposed_provenance::<ThreadRec>(rec) };
+    rec.app_signals.fetch_add(1, Relaxed);
+    rec.above_lower.fetch_add(1, SeqCst);
+    // SAFETY: this thread's own upper thread pointer; put back below.
+    unsafe { arch::set_fs(rec.fs.load(Relaxed)) };
+    f(sig, info, uc);
+    // SAFETY: the thread pointer found at entry.
+    unsafe { arch::set_fs(fs) };
+    rec.above_lower.fetch_sub(1, SeqCst);
+}

@@ -1,0 +1,85 @@
+//! Checksums that belong to one place (INV-6): the seed is made of the image's own seed, the checkpoint's id, the
+//! rank, the section and the frame's number. A reader might think that a plain checksum would do: it would pass a
+//! whole frame of the checkpoint before. Runs *anywhere*, also in the frozen child; no allocation.
+
+use stillpoint_abi::ids::{CkptId, Rank};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128_with_seed};
+
+use crate::Section;
+
+/// What every checksum of one image is seeded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// The checkpoint.
+    pub ckpt: CkptId,
+    /// The rank.
+    pub rank: Rank,
+    /// Any number, drawn for this image; stands in the header.
+    pub seed: u64,
+}
+
+impl Seal {
+    fn seed_for(&self, section: Section, no: u64) -> u64 {
+        let mut b = [0u8; 32];
+        b[0..8].copy_from_slice(&self.seed.to_le_bytes());
+        b[8..16].copy_from_slice(&self.ckpt.0.to_le_bytes());
+        b[16..20].copy_from_slice(&self.rank.0.to_le_bytes());
+        b[20..24].copy_from_slice(
+            &match section {
+                Section::Header => 1u32,
+                Section::Memory => 2,
+                Section::Meta => 3,
+                Section::Index => 4,
+            }
+            .to_le_bytes(),
+        );
+        b[24..32].copy_from_slice(&no.to_le_bytes());
+        xxh3_64(&b)
+    }
+
+    /// Checksum of a section's payload, or of frame `no` of the memory.
+    pub fn digest(&self, section: Section, no: u64, bytes: &[u8]) -> u128 {
+        xxh3_128_with_seed(bytes, self.seed_for(section, no))
+    }
+
+    /// The same checksum, for bytes that come in pieces.
+    pub(crate) fn hasher(&self, section: Section, no: u64) -> Xxh3 {
+        Xxh3::with_seed(self.seed_for(section, no))
+    }
+
+    /// Checksum of frame `no` of the memory.
+    pub fn frame(&self, no: u64, bytes: &[u8]) -> u128 {
+        self.digest(Section::Memory, no, bytes)
+    }
+}
+
+/// Checksum of frame `no`, from the header's fields. Allocates nothing, so the frozen child may call it.
+pub fn frame_digest(seal: Seal, frame_no: u64, bytes: &[u8]) -> u128 {
+    seal.frame(frame_no, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_the_place_counts() {
+        let s = Seal { ckpt: CkptId(5), rank: Rank(3), seed: 9 };
+        let d = s.frame(7, b"abc");
+        assert_eq!(d, frame_digest(s, 7, b"abc"));
+        assert_ne!(d, s.frame(8, b"abc"));
+        assert_ne!(d, s.digest(Section::Meta, 7, b"abc"));
+        assert_ne!(d, Seal { ckpt: CkptId(6), ..s }.frame(7, b"abc"));
+        assert_ne!(d, Seal { rank: Rank(4), ..s }.frame(7, b"abc"));
+        assert_ne!(d, Seal { seed: 10, ..s }.frame(7, b"abc"));
+    }
+
+    #[test]
+    fn pieces_give_the_same_sum() {
+        let s = Seal { ckpt: CkptId(1), rank: Rank(0), seed: 1 };
+        let bytes: Vec<u8> = (0..5000u32).map(|i| (i * 7) as u8).collect();
+        let mut h = s.hasher(Section::Index, 0);
+        bytes.chunks(333).for_each(|c| h.update(c));
+        assert_eq!(h.digest128(), s.digest(Section::Index, 0, &bytes));
+    }
+}

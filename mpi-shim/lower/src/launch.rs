@@ -1,0 +1,339 @@
+//! The first start of an application: everything from the command line to the jump. *Lower half*.
+#![allow(unsafe_code, reason = "sets up the pages and leaves by a jump")]
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::{Relaxed, Release};
+use stillpoint_abi::half::{HALF_ADDR, Half};
+use stillpoint_loader::{Error as LoadError, place, stack, vdso};
+use stillpoint_sys::raw::{getpid, gettid, monotonic_ns, nr};
+use stillpoint_sys::{half, sys, upper};
+
+/// Why the application cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The command line makes no sense.
+    #[error("usage: stillpoint-rank [--argv0 NAME] -- PROGRAM ARGS…")]
+    Usage,
+    /// The loader's reasons.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The image's reasons.
+    #[error("cannot restart")]
+    Restart(#[from] stillpoint_capture::restart::Error),
+    /// The image itself.
+    #[error("cannot restart")]
+    Image(#[from] stillpoint_image::Error),
+    /// A piece of the installation is missing.
+    #[error("cannot find {name} beside {dir}; reinstall Stillpoint or set STILLPOINT_LIBEXEC")]
+    Missing {
+        /// File name.
+        name: &'static str,
+        /// Where it was looked for.
+        dir: PathBuf,
+    },
+    /// Something of the system failed.
+    #[error("cannot {what}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+enum Plan {
+    Start { program: PathBuf, argv: Vec<Vec<u8>> },
+    Restart { image: PathBuf },
+}
+
+fn parse(args: impl Iterator<Item = OsString>) -> Option<Plan> {
+    let mut args = args.skip(1).peekable();
+    let mut argv0 = None;
+    loop {
+        match args.next()?.as_bytes() {
+            b"--argv0" => argv0 = Some(args.next()?),
+            b"--restart" => return Some(Plan::Restart { image: args.next()?.into() }),
+            b"--" => break,
+            _ => return None,
+        }
+    }
+    let program = PathBuf::from(args.next()?);
+    let mut argv = vec![argv0.unwrap_or_else(|| program.clone().into_os_string()).into_vec()];
+    argv.extend(args.map(OsStringExt::into_vec));
+    Some(Plan::Start { program, argv })
+}
+
+/// Directory of the parts: STILLPOINT_LIBEXEC, else beside this program.
+fn parts() -> PathBuf {
+    std::env::var_os("STILLPOINT_LIBEXEC").map_or_else(
+        || std::env::current_exe().ok().and_then(|p| p.parent().map(Path::to_path_buf)).unwrap_or_default(),
+        PathBuf::from,
+    )
+}
+
+pub(crate) fn part(name: &'static str) -> Result<PathBuf, Error> {
+    let dir = parts();
+    let p = dir.join(name);
+    if p.is_file() { Ok(p) } else { Err(Error::Missing { name, dir }) }
+}
+
+pub(crate) fn block_all_signals() -> u64 {
+    let (all, mut old) = (u64::MAX, 0u64);
+    // SAFETY: SIG_SETMASK (2) reads and writes 8-byte sets.
+    unsafe { sys!(nr::RT_SIGPROCMASK, 2, &raw const all, &raw mut old, 8) };
+    old
+}
+
+fn vdso_functions() -> Vec<usize> {
+    vdso::FUNCTIONS
+        .iter()
+        .map(|f| {
+            let name = CString::new(*f).unwrap_or_default();
+            // SAFETY: looks the kernel's vDSO up by its soname; both strings are terminated.
+            unsafe {
+                let lib = libc::dlopen(c"linux-vdso.so.1".as_ptr(), libc::RTLD_NOLOAD | libc::RTLD_LAZY);
+                if lib.is_null() { 0 } else { libc::dlsym(lib, name.as_ptr()).expose_provenance() }
+            }
+        })
+        .collect()
+}
+
+/// Fills the lower half's page. Both pages are mapped.
+pub(crate) fn fill_half() {
+    let at = std::ptr::with_exposed_provenance_mut::<Half>(HALF_ADDR);
+    // SAFETY: mapped by `map_half`; this thread is alone; AT_HWCAP2 bit 1 is FSGSBASE.
+    unsafe {
+        let fsgs =
+            libc::getauxval(libc::AT_HWCAP2) & 2 != 0 && std::env::var_os("STILLPOINT_NO_FSGSBASE").is_none();
+        (&raw mut (*at).fsgsbase).write(u64::from(fsgs));
+        (&raw mut (*at).slot_offset).write(crate::tcb::slot_offset());
+    }
+    let h = half();
+    // Never 0, and not the pid: a record of another start must not look valid.
+    h.epoch.store(monotonic_ns() << 20 | u64::from(getpid().unsigned_abs()) & 0xf_ffff | 1, Relaxed);
+    h.pid.store(getpid(), Relaxed);
+    h.acquire.store((crate::tcb::acquire as *const ()).expose_provenance(), Relaxed);
+    h.goodbye.store((crate::link::goodbye as *const ()).expose_provenance(), Relaxed);
+    h.exec.store((exec as *const ()).expose_provenance(), Relaxed);
+    let number = |names: &[&str]| names.iter().find_map(|n| std::env::var(n).ok()?.parse().ok());
+    h.rank.store(
+        number(&["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"]).unwrap_or(0),
+        Relaxed,
+    );
+    h.size.store(number(&["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]).unwrap_or(1), Relaxed);
+    for (slot, f) in h.vdso.iter().zip(vdso_functions()) {
+        slot.store(f, Release);
+    }
+}
+
+/// Functions that the kernel's vDSO does not offer make the system call.
+pub(crate) fn fill_vdso_gaps() {
+    for (slot, fallback) in half().vdso.iter().zip(&upper().vdso_fallback) {
+        if slot.load(Relaxed) == 0 {
+            slot.store(fallback.load(Relaxed), Release);
+        }
+    }
+}
+
+/// The rank's own execve: the new program is brought in by a fresh `stillpoint-rank`. *Lower half.*
+extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
+    let strings = |mut at: usize| -> Vec<*const libc::c_char> {
+        let mut v = Vec::new();
+        while at != 0 {
+            // SAFETY: the application passes a null-terminated array of strings, as execve(2) wants it.
+            let p = unsafe { std::ptr::with_exposed_provenance::<*const libc::c_char>(at).read() };
+            if p.is_null() {
+                break;
+            }
+            v.push(p);
+            at += 8;
+        }
+        v
+    };
+    let Ok(me) = part("stillpoint-rank") else { return -2 };
+    let Ok(me) = CString::new(me.into_os_string().into_vec()) else { return -2 };
+    let path: *const libc::c_char = std::ptr::with_exposed_provenance(path);
+    // SAFETY: terminated strings from the application, or ours.
+    let raw = |p, a: &[*const libc::c_char], e: &[*const libc::c_char]| unsafe {
+        sys!(nr::EXECVE, p, a.as_ptr(), e.as_ptr())
+    };
+    // SAFETY: the application's path, as execve(2) wants it.
+    let (given, name) = unsafe { (libc::access(path, libc::X_OK), std::ffi::CStr::from_ptr(path)) };
+    let mut env = strings(envp);
+    env.push(std::ptr::null());
+    let mut old = strings(argv);
+    let fits = given == 0
+        && place::open(Path::new(OsStr::from_bytes(name.to_bytes()))).is_ok_and(|(_, e)| e.interp.is_some());
+    if !fits {
+        // Missing, not executable, a script, a static program: the kernel's own answer.
+        old.push(std::ptr::null());
+        return raw(path, &old, &env);
+    }
+    let mut new =
+        vec![me.as_ptr(), c"--argv0".as_ptr(), old.first().copied().unwrap_or(path), c"--".as_ptr(), path];
+    new.extend(old.iter().skip(1));
+    new.push(std::ptr::null());
+    raw(me.as_ptr(), &new, &env)
+}
+
+/// `#!` scripts: the interpreter line, as execve(2) treats it.
+fn interpreter(program: &Path) -> Option<(PathBuf, Option<Vec<u8>>)> {
+    let head = std::fs::read(program).ok()?;
+    let line = head.strip_prefix(b"#!")?.split(|c| *c == b'\n').next()?;
+    let line = String::from_utf8_lossy(line).trim().to_string();
+    let mut parts = line.splitn(2, char::is_whitespace);
+    let interp = PathBuf::from(parts.next()?);
+    Some((interp, parts.next().map(|a| a.trim().as_bytes().to_vec())))
+}
+
+/// Brings the application in and runs it. Returns only if that is impossible.
+pub(crate) fn from_command_line() -> Result<Infallible, Error> {
+    let (mut program, mut argv) = match parse(std::env::args_os()).ok_or(Error::Usage)? {
+        Plan::Start { program, argv } => (program, argv),
+        Plan::Restart { image } => return crate::restart::from_image(&image),
+    };
+    if let Some((interp, arg)) = interpreter(&program) {
+        let mut new = vec![interp.as_os_str().as_bytes().to_vec()];
+        new.extend(arg);
+        new.push(program.as_os_str().as_bytes().to_vec());
+        new.extend(argv.drain(1..));
+        (program, argv) = (interp, new);
+    }
+    let (file, elf) = place::open(&program)?;
+    let interp = elf.interp.clone().ok_or_else(|| LoadError::Static { path: program.clone() })?;
+    let interp = PathBuf::from(interp);
+    let (ld_file, ld_elf) = place::open(&interp).map_err(|e| match e {
+        LoadError::Read { source, .. } => {
+            LoadError::Interp { path: program.clone(), interp: interp.clone(), source }
+        }
+        e => e,
+    })?;
+    let mask = block_all_signals();
+    place::map_half()?;
+    place::map_upper()?;
+    fill_half();
+    crate::tcb::start().map_err(|source| Error::System { what: "start the thread factory", source })?;
+    crate::control::start(false)
+        .map_err(|source| Error::System { what: "start the control thread", source })?;
+    let hooks = place::hooks(&part("libstillpoint_hooks.so")?)?;
+    fill_vdso_gaps();
+    let app = place::place(&program, &file, elf, None)?;
+    hooks.patch(&app);
+    let ld = place::place(&interp, &ld_file, ld_elf, None)?;
+    hooks.patch(&ld);
+    drop((file, ld_file));
+    let slots = HALF_ADDR + std::mem::offset_of!(Half, vdso);
+    let vdso_at = place::bytes("the fake vDSO", &vdso::image(slots), 5)?;
+    enter(&program, &argv, &app, &ld, vdso_at, mask)
+}
+
+fn stack_size() -> usize {
+    let mut lim = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes `lim`.
+    unsafe { libc::getrlimit(libc::RLIMIT_STACK, &raw mut lim) };
+    // Unlimited stacks: 64 GiB without commit, for Fortran's automatic arrays.
+    usize::try_from(lim.rlim_cur).unwrap_or(usize::MAX).clamp(1 << 20, 64 << 30)
+}
+
+fn enter(
+    program: &Path,
+    argv: &[Vec<u8>],
+    app: &place::Placed,
+    ld: &place::Placed,
+    vdso_at: usize,
+    mask: u64,
+) -> Result<Infallible, Error> {
+    let size = stack_size();
+    let stack_at = place::anonymous("the main stack", size, 3)?;
+    let top = stack_at + size;
+    let envp: Vec<Vec<u8>> =
+        std::env::vars_os().map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat()).collect();
+    let raw = std::fs::read("/proc/self/auxv")
+        .map_err(|source| Error::System { what: "read /proc/self/auxv", source })?;
+    let mut random = [0u8; 16];
+    let auxv: Vec<(u64, u64)> = raw
+        .chunks_exact(16)
+        .map(|c| {
+            let w = |k: usize| c[k..k + 8].try_into().map_or(0, u64::from_le_bytes);
+            (w(0), w(8))
+        })
+        .take_while(|(t, _)| *t != 0)
+        .map(|(t, v)| {
+            let v = match t {
+                stack::at::PHDR => app.phdr as u64,
+                stack::at::PHNUM => app.elf.phnum as u64,
+                stack::at::BASE => ld.base as u64,
+                stack::at::ENTRY => app.entry() as u64,
+                stack::at::SYSINFO_EHDR => vdso_at as u64,
+                _ => v,
+            };
+            (t, v)
+        })
+        .collect();
+    // SAFETY: getrandom fills the 16 bytes.
+    unsafe { libc::getrandom(random.as_mut_ptr().cast(), 16, 0) };
+    let exe = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_path_buf());
+    let span = size.min(8 << 20);
+    // SAFETY: the top of the stack mapped above; nobody else uses it.
+    let mem = unsafe {
+        std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut::<u8>(top - span), span)
+    };
+    let sp = stack::build(mem, top, argv, &envp, &auxv, program.as_os_str().as_bytes(), &random).ok_or_else(
+        || Error::System {
+            what: "put arguments and environment on the stack",
+            source: std::io::Error::from_raw_os_error(7),
+        },
+    )?;
+    let u = upper();
+    let exe = exe.as_os_str().as_bytes();
+    let n = exe.len().min(4095);
+    let to = stillpoint_abi::half::UPPER_ADDR + std::mem::offset_of!(stillpoint_abi::half::Upper, exe_path);
+    // SAFETY: 4096 bytes of the upper page, zero so far; no other thread reads it yet.
+    unsafe { std::ptr::with_exposed_provenance_mut::<u8>(to).copy_from_nonoverlapping(exe.as_ptr(), n) };
+    u.vpid.store(getpid(), Relaxed);
+    let rec = &u.threads[0];
+    rec.vtid.store(gettid(), Relaxed);
+    rec.tid.store(gettid(), Relaxed);
+    u.n_threads.store(1, Release);
+    leave_rseq();
+    install_stop_handler();
+    // SAFETY: puts the mask back that the launcher gave us.
+    unsafe { sys!(nr::RT_SIGPROCMASK, 2, &raw const mask, 0, 8) };
+    // SAFETY: the stack built above and the entry of the placed loader.
+    unsafe { place::jump(sp, ld.entry()) }
+}
+
+/// The upper glibc registers its own rseq area; the kernel takes one a thread.
+pub(crate) fn leave_rseq() {
+    unsafe extern "C" {
+        static __rseq_offset: isize;
+        static __rseq_size: u32;
+    }
+    // SAFETY: glibc's documented variables; unregistering (flag 1) with the signature glibc uses on x86.
+    unsafe {
+        if __rseq_size != 0 {
+            let at = stillpoint_sys::arch::fs().wrapping_add_signed(__rseq_offset as i64);
+            sys!(nr::RSEQ, at, 32, 1, 0x5305_3053);
+        }
+    }
+}
+
+/// Installs the hook library's stop handler for the stop signal.
+pub(crate) fn install_stop_handler() {
+    const SA_RESTORER_RESTART_SIGINFO: u64 = 0x0400_0000 | 0x1000_0000 | 4;
+    let u = upper();
+    let action = [
+        u.stop_handler.load(Relaxed) as u64,
+        SA_RESTORER_RESTART_SIGINFO,
+        u.restorer.load(Relaxed) as u64,
+        u64::MAX,
+    ];
+    // SAFETY: the kernel's struct sigaction of four words; the handler lives in the upper half.
+    unsafe { sys!(nr::RT_SIGACTION, stillpoint_abi::half::STOP_SIGNAL, action.as_ptr(), 0, 8) };
+}

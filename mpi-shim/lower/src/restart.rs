@@ -1,0 +1,33 @@
+//! A start from an image: the steps of `stillpoint-capture::restart`, in order. *Lower half*, main thread.
+
+use std::convert::Infallible;
+use std::path::Path;
+use stillpoint_capture::restart;
+use stillpoint_image::Image;
+use stillpoint_loader::place;
+
+use crate::launch::{self, Error};
+
+/// Goes on where the image was taken. Returns only if that is refused.
+pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
+    let image = Image::open(path)?;
+    let meta = image.meta()?;
+    restart::check_host(&meta)?;
+    launch::block_all_signals();
+    place::map_half()?;
+    launch::fill_half();
+    crate::tcb::start().map_err(|source| Error::System { what: "start the thread factory", source })?;
+    restart::memory(&image, &meta)?;
+    drop(image);
+    launch::fill_vdso_gaps();
+    crate::control::start(true)
+        .map_err(|source| Error::System { what: "start the control thread", source })?;
+    restart::descriptors(&meta)?;
+    restart::signals();
+    launch::install_stop_handler();
+    launch::leave_rseq();
+    restart::threads(&meta)?;
+    crate::control::running();
+    crate::control::wait_for_all();
+    restart::go(&meta)
+}

@@ -1,0 +1,118 @@
+//! Lends lower thread control blocks to upper threads. *Lower half*; [`acquire`] is called on the upper thread pointer,
+//! so it uses futexes and raw calls only.
+//!
+//! The main thread has the one that the kernel's start gave it. Every other upper thread borrows that of a parked lower
+//! thread, made by the factory thread; it is given back when a new borrower finds the old one dead.
+#![allow(unsafe_code, reason = "runs without TLS on the upper thread pointer")]
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize};
+use stillpoint_abi::half::{LowerSlot, MAX_THREADS, ThreadRec};
+use stillpoint_sys::raw::{futex_wait, futex_wake_all, getpid, gettid, nr};
+use stillpoint_sys::{arch, half, sys, upper};
+
+static MAIN_TID: AtomicI32 = AtomicI32::new(0);
+static MAIN_FS: AtomicU64 = AtomicU64::new(0);
+static LOCK: AtomicU32 = AtomicU32::new(0);
+static WANT: AtomicU32 = AtomicU32::new(0);
+static MADE: AtomicU32 = AtomicU32::new(0);
+
+/// A control block and the upper thread (kernel id) that has it; 0: nobody.
+struct Lent {
+    fs: AtomicU64,
+    tid: AtomicI32,
+}
+
+static POOL: [Lent; MAX_THREADS] =
+    [const { Lent { fs: AtomicU64::new(0), tid: AtomicI32::new(0) } }; MAX_THREADS];
+
+thread_local! {
+    static SLOT: LowerSlot = const { LowerSlot { rec: AtomicUsize::new(0) } };
+}
+
+/// Prepares the main thread's block and starts the factory. Call with all signals blocked.
+pub(crate) fn start() -> std::io::Result<()> {
+    MAIN_TID.store(gettid(), Relaxed);
+    MAIN_FS.store(arch::fs(), Relaxed);
+    std::thread::Builder::new().name("stillpoint-tcb".into()).stack_size(64 << 10).spawn(factory)?;
+    Ok(())
+}
+
+/// Distance from a lower thread pointer to its [`LowerSlot`]; the same for every thread, as the slot is in static TLS.
+pub(crate) fn slot_offset() -> u64 {
+    SLOT.with(|s| std::ptr::from_ref(s).expose_provenance() as u64).wrapping_sub(arch::fs())
+}
+
+fn factory() {
+    let mut done = 0;
+    loop {
+        while WANT.load(Acquire) == done {
+            futex_wait(&WANT, done);
+        }
+        done = done.wrapping_add(1);
+        let r = std::thread::Builder::new().stack_size(64 << 10).spawn(|| {
+            if let Some(l) = POOL.iter().find(|l| l.fs.load(Relaxed) == 0) {
+                l.fs.store(arch::fs(), Release);
+            }
+            MADE.fetch_add(1, Release);
+            futex_wake_all(&MADE);
+            let never = AtomicU32::new(0);
+            loop {
+                futex_wait(&never, 0);
+            }
+        });
+        if r.is_err() {
+            MADE.fetch_add(1, Release);
+            futex_wake_all(&MADE);
+        }
+    }
+}
+
+fn lend(tid: i32) -> Option<u64> {
+    POOL.iter().filter(|l| l.fs.load(Acquire) != 0).find_map(|l| {
+        let holder = l.tid.load(Relaxed);
+        // SAFETY: signal 0 only asks whether the thread lives.
+        let free = holder == 0 || holder == tid || unsafe { sys!(nr::TGKILL, getpid(), holder, 0) } < 0;
+        free.then(|| {
+            l.tid.store(tid, Relaxed);
+            l.fs.load(Relaxed)
+        })
+    })
+}
+
+/// Lends a block to the calling thread, whose record is `rec`, and notes it there.
+pub(crate) extern "C" fn acquire(rec: *mut ThreadRec) -> u64 {
+    // SAFETY: records lie in the upper page for ever.
+    let rec = unsafe { &*rec };
+    let tid = gettid();
+    let fs = if tid == MAIN_TID.load(Relaxed) {
+        MAIN_FS.load(Relaxed)
+    } else {
+        while LOCK.swap(1, AcqRel) != 0 {
+            futex_wait(&LOCK, 1);
+        }
+        let fs = loop {
+            if let Some(fs) = lend(tid) {
+                break fs;
+            }
+            let made = MADE.load(Acquire);
+            WANT.fetch_add(1, Release);
+            futex_wake_all(&WANT);
+            while MADE.load(Acquire) == made {
+                futex_wait(&MADE, made);
+            }
+        };
+        LOCK.store(0, Release);
+        futex_wake_all(&LOCK);
+        fs
+    };
+    let slot = usize::try_from(fs.wrapping_add(half().slot_offset)).unwrap_or(0);
+    // SAFETY: a lower thread's slot lies at this offset from its thread pointer.
+    unsafe { &*std::ptr::with_exposed_provenance::<LowerSlot>(slot) }
+        .rec
+        .store(std::ptr::from_ref(rec).expose_provenance(), Relaxed);
+    rec.lower_fs.store(fs, Relaxed);
+    rec.epoch.store(half().epoch.load(Relaxed), Release);
+    debug_assert!(upper().n_threads.load(Relaxed) > 0);
+    fs
+}

@@ -1,0 +1,262 @@
+//! Collectives: each within its communicator's clock, so that no checkpoint cuts one in two. Upper half.
+//!
+//! What a reader would get wrong: a non-blocking collective is counted where it is *started*. Clocks that agree thus
+//! mean that every member has started it, and the drain can complete it without the application.
+#![allow(unsafe_code, reason = "exports functions")]
+
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::AtomicU32;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use stillpoint_abi::half::{Clock, ThreadRec};
+use stillpoint_sys::{half, raw, upper};
+
+use crate::clock;
+use crate::cross::Inside;
+use crate::handles::{Comm, Datatype, Head, Op, Topology, real};
+use crate::predefined;
+use crate::request::{self, Does, Request};
+
+struct Here;
+
+impl clock::Hold for Here {
+    fn flags(&self) -> &AtomicU32 {
+        &half().flags
+    }
+    fn release(&self) -> &AtomicU32 {
+        &half().release
+    }
+    fn thread(&self) -> &ThreadRec {
+        crate::cross::thread()
+    }
+    fn wait(&self, seen: u32) {
+        // Depth is 0 here: the stop handler may park the thread, and the image holds this very system call.
+        raw::futex_wait(&half().release, seen);
+    }
+}
+
+/// A collective of a communicator goes on while it lives.
+#[derive(Debug)]
+pub(crate) struct Within(Option<&'static Clock>);
+
+/// Counts a collective of `comm` (blocking, or the start of a non-blocking one). Not to be called inside the front:
+/// the thread may be held and stopped here.
+///
+/// # Safety
+/// `comm` is null or a handle that begins with a head.
+#[inline(always)]
+unsafe fn within(comm: *const Comm) -> Within {
+    // SAFETY: the caller's promise; all handles of communicators, also MPI_COMM_NULL, are `Comm` objects.
+    let index = if comm.is_null() { u32::MAX } else { unsafe { (*comm).clock } };
+    let clock = upper().clocks.get(index as usize);
+    if let Some(c) = clock {
+        clock::enter(c, &Here);
+    }
+    Within(clock)
+}
+
+impl Within {
+    /// [`within`], for what makes communicators.
+    ///
+    /// # Safety
+    /// `comm` is null or a communicator.
+    #[inline(always)]
+    pub(crate) unsafe fn enter(comm: *const Comm) -> Within {
+        // SAFETY: the caller's promise.
+        unsafe { within(comm) }
+    }
+}
+
+impl Drop for Within {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(c) = self.0 {
+            clock::leave(c, &Here);
+        }
+    }
+}
+
+/// Neighbours of a topology: those that send to this rank, those that it sends to.
+fn degrees(c: &Comm) -> (usize, usize) {
+    match &c.topology {
+        Topology::None => (0, 0),
+        Topology::Cart { dims, .. } => (2 * dims.len(), 2 * dims.len()),
+        Topology::Graph { index, .. } => {
+            let r = usize::try_from(c.rank).unwrap_or(0);
+            let end = |i: usize| index.get(i).copied().unwrap_or(0);
+            let n = usize::try_from(end(r) - if r == 0 { 0 } else { end(r - 1) }).unwrap_or(0);
+            (n, n)
+        }
+        Topology::Dist { sources, destinations, .. } => (sources.len(), destinations.len()),
+    }
+}
+
+/// The library's handles of an array of datatypes of an all-to-all call.
+unsafe fn types(list: *const *mut Datatype, comm: *const Comm, function: &str, argument: &str) -> Vec<usize> {
+    if list.is_null() || comm.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the application passes one datatype for each peer or neighbour.
+    unsafe {
+        let c = &*comm;
+        let n = if function.contains("eighbor") {
+            let (from, to) = degrees(c);
+            if argument == "sendtypes" { to } else { from }
+        } else if c.inter {
+            c.remote.len()
+        } else {
+            c.local.len()
+        };
+        (0..n).map(|i| real(*list.add(i))).collect()
+    }
+}
+
+macro_rules! ty {
+    (int) => { c_int };
+    (ptr) => { *mut c_void };
+    (intP) => { *mut c_int };
+    (aintP) => { *mut isize };
+    (Comm) => { *mut Comm };
+    (Datatype) => { *mut Datatype };
+    (DatatypeP) => { *const *mut Datatype };
+    (Op) => { *mut Op };
+    (RequestP) => { *mut *mut Request };
+    ($other:ident) => { *mut c_void };
+}
+macro_rules! low {
+    (int) => { c_int };
+    (ptr) => { *mut c_void };
+    (intP) => { *mut c_int };
+    (aintP) => { *mut isize };
+    (DatatypeP) => { *const usize };
+    (RequestP) => { *mut usize };
+    ($handle:ident) => { usize };
+}
+// What must live until the call (or the request) is over.
+macro_rules! keep {
+    (DatatypeP $v:ident $comm:ident $f:ident) => {
+        types($v, $comm, stringify!($f), stringify!($v))
+    };
+    ($other:ident $v:ident $comm:ident $f:ident) => {
+        ()
+    };
+}
+macro_rules! value {
+    (int $v:ident $kept:ident $q:ident) => {
+        $v
+    };
+    (ptr $v:ident $kept:ident $q:ident) => {
+        $v
+    };
+    (intP $v:ident $kept:ident $q:ident) => {
+        $v
+    };
+    (aintP $v:ident $kept:ident $q:ident) => {
+        $v
+    };
+    (DatatypeP $v:ident $kept:ident $q:ident) => {
+        $kept.as_ptr()
+    };
+    (RequestP $v:ident $kept:ident $q:ident) => {
+        $q
+    };
+    ($handle:ident $v:ident $kept:ident $q:ident) => {
+        real($v)
+    };
+}
+
+// The row's own argument `comm` has the row's hygiene, so it is found by its kind.
+macro_rules! comm_of {
+    ($($a:ident: $k:ident),*) => {{
+        #[allow(unused_assignments, reason = "the row has one")]
+        let mut found: *mut Comm = core::ptr::null_mut();
+        $( comm_of!(@ found $k $a); )*
+        found
+    }};
+    (@ $found:ident Comm $a:ident) => { $found = $a; };
+    (@ $found:ident $other:ident $a:ident) => {};
+}
+macro_rules! request_of {
+    ($($a:ident: $k:ident),*) => {{
+        #[allow(unused_assignments, reason = "the row has one")]
+        let mut found: *mut *mut Request = core::ptr::null_mut();
+        $( request_of!(@ found $k $a); )*
+        found
+    }};
+    (@ $found:ident RequestP $a:ident) => { $found = $a; };
+    (@ $found:ident $other:ident $a:ident) => {};
+}
+
+macro_rules! call {
+    ($q:ident; $name:ident($($a:ident: $k:ident),*)) => {
+        $crate::down!($name($($a: low!($k) = { let (ref kept, v) = $a; let _ = (kept, v); value!($k v kept $q) }),*)
+            -> c_int)
+    };
+}
+macro_rules! row {
+    (collective $name:ident int ($($a:ident: $k:ident),*)) => {
+        $crate::export! {
+            fn $name($($a: ty!($k)),*) -> c_int {
+                let on = comm_of!($($a: $k),*);
+                let code = {
+                    let _within = within(on);
+                    $( let $a = (keep!($k $a on $name), $a); )*
+                    call!(on; $name($($a: $k),*))
+                };
+                if code == 0 {
+                    return 0;
+                }
+                $crate::errhandler::raise(on.cast::<Head>(), code, stringify!($name))
+            }
+        }
+    };
+    (initiates $name:ident int ($($a:ident: $k:ident),*)) => {
+        $crate::export! {
+            fn $name($($a: ty!($k)),*) -> c_int {
+                let on = comm_of!($($a: $k),*);
+                let out = request_of!($($a: $k),*);
+                let mut fresh = 0usize;
+                let q = &raw mut fresh;
+                let code = {
+                    let _within = within(on);
+                    // From the start below until the drain can find the request, the thread is not stopped.
+                    let _inside = Inside::enter();
+                    $( let $a = (keep!($k $a on $name), $a); )*
+                    let code = call!(q; $name($($a: $k),*));
+                    if code == 0 {
+                        let kept = ($($a.0,)*);
+                        let then: Box<dyn FnOnce()> = Box::new(move || { let _ended = kept; });
+                        *out = request::adopt(fresh, Does::Collective, on, Some(then));
+                    }
+                    code
+                };
+                if code == 0 {
+                    return 0;
+                }
+                *out = request::null();
+                $crate::errhandler::raise(on.cast::<Head>(), code, stringify!($name))
+            }
+        }
+    };
+    ($policy:ident $name:ident $ret:ident ($($a:ident: $k:ident),*)) => {};
+}
+macro_rules! rows {
+    ($([$name:ident $policy:ident $ret:ident ($($a:ident: $k:ident),*)])*) => {
+        $( row! { $policy $name $ret ($($a: $k),*) } )*
+    };
+}
+stillpoint_mpi_table::for_each_mpi!(rows);
+
+/// What MPI_Finalize begins with: all ranks have arrived, and a checkpoint could still be taken while they came.
+pub(crate) fn last_barrier() -> c_int {
+    let mut r = request::null();
+    // SAFETY: the world is live until MPI_Finalize, and the request is our own.
+    unsafe {
+        let code = MPI_Ibarrier(predefined!(ompi_mpi_comm_world as Comm), &raw mut r);
+        if code != 0 {
+            return code;
+        }
+        request::MPI_Wait(&raw mut r, core::ptr::null_mut())
+    }
+}

@@ -1,0 +1,220 @@
+//! The runs of one program: native, under Stillpoint, with checkpoints, killed and restarted. Runs *next door*.
+//!
+//! What a reader would get wrong: a program that is rolled back may say a line twice, so results are compared as the set
+//! of its `result` lines, which must be the one line of the native run, not as whole output.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::process::{Ended, Running, descendants, kill};
+use crate::program::{Program, Start};
+use crate::{Random, built, skipped};
+
+/// How long one run may take before it counts as hung.
+const LIMIT: Duration = Duration::from_secs(120);
+/// The name of the program that a rank really is.
+const RANK: &str = "stillpoint-rank";
+
+/// Runs natively, with few rounds: the program itself is right.
+pub fn native(name: &str) {
+    let program = Program::named(name);
+    let Some(words) = prepared(&program, program.rounds / 20) else { return };
+    let scratch = Scratch::new("native", name);
+    let ended = run_native(&program, &words, &scratch);
+    results(&ended);
+}
+
+/// Runs under Stillpoint without any checkpoint; ends as the native run does.
+pub fn through(name: &str) {
+    compare(name, "through", None, &mut |_, _| {});
+}
+
+/// Like [`through`], behind `sh`, `env` and `numactl`, each of which replaces itself by the next.
+pub fn chained(name: &str) {
+    if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|folder| folder.join("numactl").is_file())
+    {
+        skipped("no numactl");
+        return;
+    }
+    compare(name, "chained", None, &mut |_, _| {});
+}
+
+/// Runs under Stillpoint with frequent checkpoints; ends as the native run does, and at least one was committed.
+pub fn checkpointed(name: &str) {
+    compare(name, "checkpointed", Some("300ms"), &mut |job, store| {
+        let seen = until(LIMIT, || !commits(store).is_empty() || !job.is_running());
+        assert!(seen && !commits(store).is_empty(), "no checkpoint of {name} was committed");
+    });
+}
+
+/// Kills a rank at a random moment after the first commit, every other time within a checkpoint; the job ends as the
+/// native run does. Twenty times with `STILLPOINT_TEST_FULL`, else twice.
+pub fn killed(name: &str) {
+    let mut random = Random::seeded();
+    let times = if std::env::var_os("STILLPOINT_TEST_FULL").is_some() { 20 } else { 2 };
+    for time in 0..times {
+        compare(name, "killed", Some("500ms"), &mut |job, store| {
+            let seen = until(LIMIT, || !commits(store).is_empty() || !job.is_running());
+            assert!(seen && job.is_running(), "{name} ended, or {LIMIT:?} passed, before its first commit");
+            std::thread::sleep(Duration::from_millis(random.below(1000)));
+            if time % 2 == 1 {
+                until(Duration::from_secs(3), || being_written(store) || !job.is_running());
+            }
+            let ranks = descendants(job.id(), RANK);
+            assert!(!ranks.is_empty(), "{name} had no rank left to kill");
+            let chosen = random.below(u64::try_from(ranks.len()).expect("few ranks"));
+            kill(ranks[usize::try_from(chosen).expect("few ranks")]);
+        });
+    }
+}
+
+/// Runs natively and under Stillpoint, `disturb`s the second, and compares what both found.
+fn compare(name: &str, mode: &str, interval: Option<&str>, disturb: &mut dyn FnMut(&mut Running, &Path)) {
+    let program = Program::named(name);
+    let Some(words) = prepared(&program, program.rounds) else { return };
+    let stillpoint = built().join("stillpoint");
+    assert!(stillpoint.is_file(), "{} is not built; run `cargo xtask build`", stillpoint.display());
+    let scratch = Scratch::new(mode, name);
+    let expected = results(&run_native(&program, &words, &scratch));
+
+    let store = scratch.0.join("checkpoints");
+    let mut command = Command::new(stillpoint);
+    command.arg("run").arg("--dir").arg(&store);
+    if let Start::Ranks(ranks) = program.start {
+        command.args(["-n", &ranks.to_string()]);
+    }
+    if let Some(interval) = interval {
+        command.args(["--interval", interval]);
+    }
+    command.arg("--");
+    if mode == "chained" {
+        command.args(["sh", "-c", "exec env CHAINED=1 numactl --localalloc \"$@\"", "sh"]);
+    }
+    command.args(&words).current_dir(&scratch.0);
+    let mut job = Running::start(machine(&mut command));
+    disturb(&mut job, &store);
+    let found = results(&job.wait(LIMIT));
+    assert_eq!(found, expected, "{name} {mode}: another result than the native run");
+}
+
+/// The command line of the program; without it the test is skipped, by name.
+fn prepared(program: &Program, rounds: u32) -> Option<Vec<String>> {
+    program.command(rounds, 7).map_err(|lack| skipped(&lack)).ok()
+}
+
+fn run_native(program: &Program, words: &[String], scratch: &Scratch) -> Ended {
+    let mut command = match program.start {
+        Start::Alone => Command::new(&words[0]),
+        Start::Ranks(ranks) => {
+            let mut launcher = Command::new("mpirun");
+            launcher.args(["-n", &ranks.to_string(), &words[0]]);
+            launcher
+        }
+    };
+    command.args(&words[1..]).current_dir(&scratch.0);
+    Running::start(machine(&mut command)).wait(LIMIT)
+}
+
+/// What a small machine and a container need: more ranks than cores, root allowed, threads that yield.
+fn machine(command: &mut Command) -> &mut Command {
+    command
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
+        .env("OMPI_MCA_mpi_yield_when_idle", "1")
+        .env("OMP_WAIT_POLICY", "passive")
+}
+
+/// The `result` lines of a run that ended well.
+fn results(ended: &Ended) -> BTreeSet<String> {
+    let well = ended.status.is_some_and(|status| status.success());
+    assert!(well && ended.stdout.lines().any(|line| line == "EXIT-SUCCESS"), "{ended:#?}");
+    let found: BTreeSet<String> =
+        ended.stdout.lines().filter(|line| line.starts_with("result ")).map(str::to_owned).collect();
+    assert_eq!(found.len(), 1, "one result, the same each time it is said: {ended:#?}");
+    found
+}
+
+fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        if holds() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// The committed checkpoints below a store: folders that hold a manifest and are not being written.
+fn commits(store: &Path) -> Vec<PathBuf> {
+    folders(store)
+        .into_iter()
+        .filter(|folder| !is_partial(folder) && folder.join("manifest.json").is_file())
+        .collect()
+}
+
+/// Whether a checkpoint is being written just now.
+fn being_written(store: &Path) -> bool {
+    folders(store).iter().any(|folder| is_partial(folder))
+}
+
+fn is_partial(folder: &Path) -> bool {
+    folder.extension().is_some_and(|ending| ending == "partial")
+}
+
+/// A folder and all below it.
+fn folders(top: &Path) -> Vec<PathBuf> {
+    let mut found = vec![top.to_path_buf()];
+    let mut next = 0;
+    while let Some(folder) = found.get(next) {
+        let below = fs::read_dir(folder).into_iter().flatten().flatten();
+        let below: Vec<PathBuf> = below
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        found.extend(below);
+        next += 1;
+    }
+    found
+}
+
+/// A working directory that goes away with the test, unless the test failed.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(mode: &str, name: &str) -> Self {
+        let folder = built().join("test-work").join(format!("{mode}-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("create {}: {error}", folder.display()));
+        Self(folder)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_counts_once_it_is_renamed_into_place() {
+        let scratch = Scratch::new("unit", "commits");
+        let partial = scratch.0.join("run/ckpt-000001.partial");
+        fs::create_dir_all(&partial).unwrap();
+        fs::write(partial.join("manifest.json"), "{}").unwrap();
+        assert!(commits(&scratch.0).is_empty() && being_written(&scratch.0));
+        fs::rename(&partial, partial.with_extension("")).unwrap();
+        assert!(commits(&scratch.0).len() == 1 && !being_written(&scratch.0));
+    }
+}

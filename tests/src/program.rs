@@ -1,0 +1,155 @@
+//! The programs in `programs/`: how each is built and how it is started. Runs *next door*.
+//!
+//! What a reader would get wrong: tests run at the same time, also in processes of their own, so a program is compiled
+//! under a name of its own and renamed into place; whoever comes second finds it, or replaces it by the same.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
+
+/// How a program is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// As it is, without MPI.
+    Alone,
+    /// By a launcher, with this many ranks.
+    Ranks(u32),
+}
+
+/// One program of `programs/`.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// The name of its file with the ending: `count.c`.
+    pub file: &'static str,
+    /// How it is started.
+    pub start: Start,
+    /// Rounds for about four seconds of life.
+    pub rounds: u32,
+}
+
+/// All programs, by name.
+pub const PROGRAMS: &[Program] = &[
+    Program { file: "count.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "files.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "signals.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "threads.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "fpu.c", start: Start::Alone, rounds: 5000 },
+    Program { file: "mmap.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "exec.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "ring.c", start: Start::Ranks(4), rounds: 1500 },
+    Program { file: "many_kinds.c", start: Start::Ranks(3), rounds: 300 },
+    Program { file: "nbx.c", start: Start::Ranks(4), rounds: 1500 },
+    Program { file: "jacobi.c", start: Start::Ranks(4), rounds: 1500 },
+    Program { file: "openmp_mpi.c", start: Start::Ranks(2), rounds: 1000 },
+    Program { file: "comm.c", start: Start::Ranks(4), rounds: 1000 },
+    Program { file: "types.c", start: Start::Ranks(3), rounds: 1500 },
+    Program { file: "f08.f90", start: Start::Ranks(3), rounds: 1500 },
+    Program { file: "numpy_mpi.py", start: Start::Ranks(3), rounds: 800 },
+];
+
+impl Program {
+    /// The program with this name, without the ending.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        let found = PROGRAMS.iter().find(|program| program.name() == name);
+        *found.unwrap_or_else(|| panic!("no program {name:?} in tests/programs"))
+    }
+
+    /// Its name without the ending.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.file.rsplit_once('.').map_or(self.file, |(name, _)| name)
+    }
+
+    /// The command line of the program itself, compiled if need be; `Err` says what the machine lacks.
+    pub fn command(&self, rounds: u32, seed: u64) -> Result<Vec<String>, String> {
+        let source = crate::sources().join("programs").join(self.file);
+        let mut words = match self.file.rsplit_once('.').map(|(_, ending)| ending) {
+            Some("py") => vec![python()?, path_text(&source)],
+            ending => vec![path_text(&self.compile(&source, ending == Some("f90"))?)],
+        };
+        words.extend([rounds.to_string(), seed.to_string()]);
+        Ok(words)
+    }
+
+    fn compile(&self, source: &Path, fortran: bool) -> Result<PathBuf, String> {
+        let folder = crate::built().join("test-programs");
+        let program = folder.join(self.name());
+        let header = crate::sources().join("programs/check.h");
+        if newest(&[source, &header])
+            .is_some_and(|source| newest(&[&program]).is_some_and(|built| built > source))
+        {
+            return Ok(program);
+        }
+        static TURNS: AtomicU32 = AtomicU32::new(0);
+        let turn = TURNS.fetch_add(1, Ordering::Relaxed);
+        let scratch = folder.join(format!("{}.{}.{turn}", self.name(), std::process::id()));
+        fs::create_dir_all(&scratch).map_err(|error| format!("create {}: {error}", scratch.display()))?;
+        let fresh = scratch.join(self.name());
+        let compiler = match (fortran, self.start) {
+            (true, _) => "mpif90",
+            (false, Start::Ranks(_)) => "mpicc",
+            (false, Start::Alone) => "cc",
+        };
+        let mut command = Command::new(compiler);
+        command
+            .args(["-O2", "-g", "-pthread", "-fopenmp"])
+            .arg(source)
+            .arg("-o")
+            .arg(&fresh)
+            .current_dir(&scratch);
+        if !fortran {
+            command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-lm"]);
+        }
+        let output = command.output().map_err(|error| format!("no {compiler}: {error}"))?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{compiler} {}: {text}", self.file);
+        fs::rename(&fresh, &program).map_err(|error| format!("rename {}: {error}", fresh.display()))?;
+        let _ = fs::remove_dir_all(&scratch);
+        Ok(program)
+    }
+}
+
+fn path_text(path: &Path) -> String {
+    path.to_str().expect("a path of the tree is text").to_owned()
+}
+
+/// The time of the last change to the newest of some files; `None` when one is missing.
+fn newest(files: &[&Path]) -> Option<SystemTime> {
+    files
+        .iter()
+        .map(|file| file.metadata().and_then(|data| data.modified()).ok())
+        .collect::<Option<Vec<_>>>()?
+        .into_iter()
+        .max()
+}
+
+/// The system's Python, if it has mpi4py and numpy: another one on `PATH` may have its own MPI or none.
+fn python() -> Result<String, String> {
+    let python = "/usr/bin/python3";
+    let asked = Command::new(python)
+        .args([
+            "-c",
+            "import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ('mpi4py', 'numpy'))))",
+        ])
+        .output();
+    match asked {
+        Ok(output) if output.status.success() => Ok(python.to_owned()),
+        _ => Err("no mpi4py and numpy in the system's python3".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_in_the_folder_is_listed() {
+        for entry in fs::read_dir(crate::sources().join("programs")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(name == "check.h" || PROGRAMS.iter().any(|program| program.file == name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Programs without MPI. What stands under `not_yet` is ignored and is listed in LEDGER.md.
+#![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
+stillpoint_tests::cases! {
+    now {
+        native: count files signals threads fpu mmap exec;
+    }
+    not_yet {
+        through: count files signals threads fpu mmap exec;
+        chained: count;
+        checkpointed: count files signals threads fpu mmap exec;
+        killed: count files signals threads fpu mmap exec;
+    }
+}

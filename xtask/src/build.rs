@@ -1,0 +1,11 @@
+//! The release build of everything that a user installs. Runs *next door*.
+//!
+//! The workspace's default members are exactly that set; tests and bench need MPI headers and are built by name.
+
+use crate::Outcome;
+use crate::command::{cargo, run};
+
+/// Binaries and libraries, into `target/release`.
+pub(crate) fn build() -> Outcome {
+    run(cargo().args(["build", "--release"]))
+}

@@ -1,0 +1,67 @@
+//! What the machine must have: found, and installed where we may. Runs *next door*.
+//!
+//! Nothing is touched when nothing is missing: no `apt-get update`, no network. Without root the missing packages are
+//! named in a line that can be pasted. On a system without dpkg only the programs are looked for.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::Outcome;
+use crate::command::{run, succeeds};
+
+/// A Debian package, and a program of it by which it is recognised elsewhere (empty: cannot be told).
+const NEEDED: &[(&str, &str)] = &[
+    ("build-essential", "cc"),
+    ("gfortran", "gfortran"),
+    ("openmpi-bin", "mpirun"),
+    ("libopenmpi-dev", "mpicc"),
+    ("libclang-dev", ""),
+    ("lammps", "lmp"),
+    ("python3-mpi4py", ""),
+    ("python3-numpy", ""),
+    ("numactl", "numactl"),
+];
+
+/// Installs what is missing, or says what to install.
+pub(crate) fn setup() -> Outcome {
+    let debian = succeeds(Command::new("dpkg-query").arg("--version"));
+    let missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(package, program)| if debian { !installed(package) } else { !on_path(program) })
+        .map(|(package, _)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if !debian {
+        return Err(format!("missing, by their Debian names: {list}; install what your system calls them"));
+    }
+    if !is_root() {
+        return Err(format!("missing packages; install them first: sudo apt-get install -y {list}"));
+    }
+    println!("setup: installing {list}");
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    run(Command::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(&missing))
+}
+
+fn installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f=${db:Status-Status}", package])
+        .output()
+        .is_ok_and(|output| output.status.success() && output.stdout == b"installed")
+}
+
+fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    program.is_empty() || std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
+}
+
+/// Whether we may install: `/proc/self` belongs to the user that we are.
+pub(crate) fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    Path::new("/proc/self").metadata().is_ok_and(|own| own.uid() == 0)
+}

@@ -1,0 +1,152 @@
+//! `cargo xtask test`: setup, build, then unit tests and integration tests of the area asked for. Runs *next door*.
+//!
+//! What a reader would get wrong: `stillpoint-hooks` is never tested here. It is a `no_std` library with its own panic
+//! handler, and a test build would link a second one; what it does is shown by the integration tests in `tests/`.
+
+use crate::command::{cargo, run, succeeds};
+use crate::{Outcome, build, setup};
+
+/// An area of the project, and the packages and integration tests that prove it.
+struct Area {
+    name: &'static str,
+    packages: &'static [&'static str],
+    /// The file `tests/tests/<name>.rs`, if the area has one.
+    integration: Option<&'static str>,
+}
+
+const AREAS: &[Area] = &[
+    Area {
+        name: "core",
+        packages: &[
+            "stillpoint-abi",
+            "stillpoint-sys",
+            "stillpoint-window",
+            "stillpoint-image",
+            "stillpoint-loader",
+            "stillpoint-capture",
+            "stillpoint-coord",
+            "stillpoint-agent",
+            "stillpoint-cli",
+            "stillpoint-capi",
+            "xtask",
+        ],
+        integration: Some("core"),
+    },
+    Area {
+        name: "mpi",
+        packages: &["stillpoint-mpi-table", "stillpoint-mpi-upper", "stillpoint-mpi-lower"],
+        integration: Some("mpi"),
+    },
+    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: None },
+    Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: None },
+    Area { name: "store", packages: &["stillpoint-storage"], integration: None },
+];
+
+/// What was asked for on the command line.
+pub(crate) struct Choice {
+    area: Option<&'static Area>,
+    full: bool,
+}
+
+impl Choice {
+    /// Reads `[--only AREA] [--full]`.
+    pub(crate) fn parse(words: &[&str]) -> Result<Self, String> {
+        let mut choice = Self { area: None, full: false };
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            match *word {
+                "--full" => choice.full = true,
+                "--only" => {
+                    let name = words.next().copied().unwrap_or_default();
+                    let area = AREAS.iter().find(|area| area.name == name);
+                    choice.area =
+                        Some(area.ok_or_else(|| format!("--only knows {}, not {name:?}", area_names()))?);
+                }
+                other => return Err(format!("test knows --only and --full, not {other:?}")),
+            }
+        }
+        Ok(choice)
+    }
+
+    /// The arguments that select packages: those of one area, else all but the one that cannot be tested.
+    fn packages(&self) -> Vec<&'static str> {
+        match self.area {
+            None => vec!["--workspace", "--exclude", "stillpoint-hooks"],
+            Some(area) => area.packages.iter().flat_map(|package| ["--package", *package]).collect(),
+        }
+    }
+}
+
+fn area_names() -> String {
+    AREAS.iter().map(|area| area.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Runs the tests of `choice`.
+pub(crate) fn test(choice: Choice) -> Outcome {
+    setup::setup()?;
+    build::build()?;
+    run_tests(&choice.packages(), choice.full)?;
+    match choice.area.and_then(|area| area.integration) {
+        Some(file) => run_tests(&["--package", "stillpoint-tests", "--lib", "--test", file], choice.full),
+        None => Ok(()),
+    }
+}
+
+fn run_tests(selection: &[&str], full: bool) -> Outcome {
+    let mut command = cargo();
+    if succeeds(cargo().args(["nextest", "--version"])) {
+        command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
+    } else {
+        command.args(["test", "--no-fail-fast"]);
+    }
+    if full {
+        command.env("STILLPOINT_TEST_FULL", "1");
+    }
+    run(command.arg("--release").args(selection))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_area_selects_its_own_packages() {
+        let choice = Choice::parse(&["--only", "store", "--full"]).unwrap();
+        assert!(choice.full);
+        assert_eq!(choice.packages(), ["--package", "stillpoint-storage"]);
+    }
+
+    #[test]
+    fn without_an_area_all_but_the_hooks_are_tested() {
+        let choice = Choice::parse(&[]).unwrap();
+        assert_eq!(choice.packages(), ["--workspace", "--exclude", "stillpoint-hooks"]);
+    }
+
+    #[test]
+    fn an_unknown_area_is_refused_by_name() {
+        let refusal = Choice::parse(&["--only", "moon"]).err().unwrap();
+        assert!(
+            refusal.contains("\"moon\"") && refusal.contains("core, mpi, slurm, rdma, store"),
+            "{refusal}"
+        );
+    }
+
+    /// Every member of the workspace but the hooks, the tests and the bench belongs to an area.
+    #[test]
+    fn no_package_is_forgotten() {
+        let root = crate::command::root();
+        for folder in std::fs::read_dir(root.join("core")).unwrap() {
+            let manifest = folder.unwrap().path().join("Cargo.toml");
+            let Ok(text) = std::fs::read_to_string(manifest) else { continue };
+            let name = text
+                .lines()
+                .find_map(|line| line.strip_prefix("name = "))
+                .unwrap()
+                .trim_matches('"')
+                .to_owned();
+            let known =
+                name == "stillpoint-hooks" || AREAS.iter().any(|area| area.packages.contains(&name.as_str()));
+            assert!(known, "{name} belongs to no area of `cargo xtask test`");
+        }
+    }
+}
