@@ -133,7 +133,15 @@ pub fn memory(image: &Image, m: &Meta) -> Result<(), Error> {
             unsafe { sys!(nr::MPROTECT, r.start, r.end - r.start, r.prot) };
         }
     }
-    if upper().magic != MAGIC { Err(Error::Build) } else { Ok(()) }
+    if upper().magic != MAGIC {
+        return Err(Error::Build);
+    }
+    // They stood still when the image was taken; here nobody stands in the handler.
+    for t in &upper().threads {
+        t.parked.store(0, Relaxed);
+        t.command.store(0, Relaxed);
+    }
+    Ok(())
 }
 
 /// True if neighbouring regions together cover `[start, end)`; regions are sorted.

@@ -203,14 +203,15 @@ impl Link {
                 ClientAction::Snapshot { ckpt, path, direct, seed } => {
                     Some(self.snapshot(ckpt, &path, direct, seed, tx))
                 }
-                ClientAction::Resume | ClientAction::Abort { .. } | ClientAction::Go => {
+                ClientAction::Go => {
+                    crate::control::all_rebuilt();
+                    None
+                }
+                ClientAction::Resume | ClientAction::Abort { .. } => {
                     half().flags.fetch_and(!FLAG_SETTLE, SeqCst);
                     half().release.fetch_add(1, SeqCst);
                     futex_wake_all(&half().release);
                     pause::resume();
-                    if matches!(a, ClientAction::Go) {
-                        crate::control::all_rebuilt();
-                    }
                     None
                 }
                 ClientAction::Denied { reason } => {
