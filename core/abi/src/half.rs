@@ -14,7 +14,7 @@
 //! What a reader would get wrong: no pointer stored in [`Upper`] may lead out of the window (INV-3), and code of the
 //! upper half must read pointers from [`Half`] at each use, because a restart changes them.
 
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, AtomicUsize};
 
 /// Address of the lower half's page.
 pub const HALF_ADDR: usize = 0x0fff_ff00_0000;
@@ -104,6 +104,14 @@ pub struct Half {
     pub fd_base: AtomicU32,
     /// Bit n: descriptor n belongs to the lower half.
     pub lower_fds: [AtomicU64; 128],
+    /// The command that the leader works on while all threads stand still ([`still`]); 0: none. A futex.
+    pub still_cmd: AtomicU32,
+    /// Counts up when the leader has finished one. A futex.
+    pub still_done: AtomicU32,
+    /// Address of its [`StillArg`].
+    pub still_arg: AtomicUsize,
+    /// What it returned.
+    pub still_result: AtomicI64,
     /// Real functions of the back and our helpers beside them.
     pub back: [AtomicUsize; BACK_SLOTS],
 }
@@ -216,6 +224,25 @@ pub struct Clock {
 /// Clocks that a rank can have.
 pub const MAX_CLOCKS: usize = 8192;
 
+/// Letters that [`Upper::mail`] holds.
+pub const MAIL_ROOM: usize = 1024;
+
+/// What is counted in [`Upper::refusals`].
+pub mod refuse {
+    /// MPI windows.
+    pub const WINDOWS: usize = 0;
+    /// MPI files.
+    pub const FILES: usize = 1;
+    /// Communicators that lead to processes outside of the job.
+    pub const STRANGERS: usize = 2;
+    /// What each one is called in a message to the user.
+    pub const NAMES: [&str; 3] = [
+        "MPI windows (one-sided communication); they can be saved once MPI_Win_free has been called",
+        "open MPI files; they can be saved once MPI_File_close has been called",
+        "communicators to spawned or connected processes; they can be saved once MPI_Comm_disconnect has been called",
+    ];
+}
+
 /// The upper half's page. Saved and restored as memory.
 #[repr(C)]
 #[derive(Debug)]
@@ -254,8 +281,15 @@ pub struct Upper {
     pub n_clocks: AtomicU32,
     /// Lock of `exe` strings and other rare things.
     pub lock: AtomicU32,
-    /// Reasons known upstairs why a checkpoint must be refused (bits; `refuse`).
-    pub refuse: AtomicU32,
+    /// Things in use that cannot be saved yet, counted by the front that made them, by [`refuse`] index.
+    pub refusals: [AtomicU32; 8],
+    /// Mail from other ranks that the front has not read: a ring of identities. The lower half writes at `mail_in`, the
+    /// front reads at `mail_out`; both count up for ever.
+    pub mail: [AtomicU64; MAIL_ROOM],
+    /// Letters written.
+    pub mail_in: AtomicU32,
+    /// Letters read.
+    pub mail_out: AtomicU32,
     /// Addresses of the hook library: entry of patched sites.
     pub hook_entry: AtomicUsize,
     /// Entry of the stop handler, and of the wrapper around the application's handlers.
@@ -282,21 +316,22 @@ pub struct Upper {
     pub n_excluded: AtomicU32,
 }
 
-/// [`Upper::refuse`] and [`StillArg`]: commands to the upper half at the still point. They run on the main thread's
-/// upper thread pointer and the still stack while every thread of the rank stands still.
+/// Commands to the front ([`Upper::front_still`]) at the still point. They run on one parked thread's own thread pointer and
+/// on the still stack, at depth 1, while every thread of the rank stands still.
 pub mod still {
-    /// Write into `out` the reasons (one line each) why this rank cannot be saved now. Runs before any thread stops,
-    /// so it only looks. Returns the number of reasons.
-    pub const REASONS: u32 = 1;
     /// Write into `out` what each peer must know before the drain: see [`super::StillArg`].
     pub const COUNTS: u32 = 2;
-    /// `input` holds what the peers wrote in COUNTS. Bring messages home. 0: all is home; 1: `deadline` passed.
+    /// `input` holds what the peers wrote in COUNTS. Bring messages home. 0: all is home; 1: `deadline` passed, call again;
+    /// negative: it cannot be done. Called again and again with the same input, also after it returned 0, until all ranks
+    /// have returned 0: the others may still need this rank's progress.
     pub const DRAIN: u32 = 3;
-    /// The checkpoint is taken or given up; threads run on next.
+    /// Threads run on next. `input` is one byte: 0 the snapshot was taken (also in a process that was restarted from it,
+    /// after REBUILD of all ranks), 1 the checkpoint was given up before it.
     pub const RESUME: u32 = 4;
-    /// After a restart: make real objects behind the virtual ones, post receives again. 0 is success.
+    /// After a restart: make real objects behind the virtual ones, post receives again. 0 is success; else `out` holds a
+    /// text that says why not.
     pub const REBUILD: u32 = 5;
-    /// Bytes for this rank from another one (acknowledgement of a drained synchronous send). `input` holds them.
+    /// Mail for which the ring [`super::Upper::mail`] had no room: `input` is `u64` identities.
     pub const MAIL: u32 = 6;
 }
 
@@ -333,9 +368,13 @@ pub mod goodbye {
 
 /// `request` verbs (capi).
 pub mod request {
-    /// Ask for a checkpoint and wait until it is durable. Returns 0, or 1 after a restart, negative errno on failure.
+    /// Ask for a checkpoint. Returns a positive number to ask [`POLL`] about, or a negative errno.
     pub const CHECKPOINT: u32 = 1;
-    /// Send the bytes at `arg` (a [`super::StillArg`] with `input` in the peer-record form) to other ranks.
+    /// What became of the request `arg`: -EAGAIN not yet, 0 durable, -EBUSY given up, -EINVAL not known (after a restart,
+    /// when `Upper::restarts` has changed too).
+    pub const POLL: u32 = 3;
+    /// Send the bytes at `arg` (a [`super::StillArg`] with `input` in the peer-record form; each body is one `u64`) to other
+    /// ranks, where they arrive in [`super::Upper::mail`]. Never waits.
     pub const MAIL: u32 = 2;
 }
 

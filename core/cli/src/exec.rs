@@ -68,6 +68,10 @@ pub(crate) fn exec(command: &[OsString]) -> Error {
 
 fn prepare(command: &[OsString]) -> Result<Command, Error> {
     let mut c = Command::new(piece("stillpoint-rank")?);
+    // What the user wants preloaded is for the application, not for the program that brings it in.
+    if let Some(v) = std::env::var_os("LD_PRELOAD") {
+        c.env_remove("LD_PRELOAD").env("STILLPOINT_USER_PRELOAD", v);
+    }
     let restart = std::env::var_os("STILLPOINT_RESTART").filter(|v| !v.is_empty());
     if let Some(dir) = restart {
         let rank = rank(|n| std::env::var(n).ok())?;

@@ -14,18 +14,21 @@
 use crate::space::is_upper;
 use core::arch::global_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use stillpoint_abi::half::{FLAG_STOP, LowerSlot, ThreadRec};
+use stillpoint_abi::half::{FLAG_STOP, LowerSlot, STILL_ADDR, STILL_LEN, ThreadRec};
 use stillpoint_sys::raw::{futex_wait, futex_wake_all, nr};
 use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
 
 /// [`ThreadRec::command`]: run on.
 pub(crate) const GO: u32 = u32::MAX;
+/// [`ThreadRec::command`]: work on `Half::still_cmd`.
+const LEAD: u32 = 1;
 
 /// Offset of rip in the kernel's `ucontext_t` (asm/sigcontext.h: uc_flags, uc_link, uc_stack, then r8 … rip).
 const UC_RIP: usize = 40 + 16 * 8;
 
 unsafe extern "C" {
     fn stillpoint_restorer();
+    fn stillpoint_on_stack(f: usize, cmd: u32, arg: usize, top: usize) -> isize;
 }
 
 global_asm!(
@@ -36,6 +39,15 @@ global_asm!(
     "nop", // gdb and libgcc look at the byte before the restorer
     "stillpoint_restorer: mov $15, %rax",
     "syscall",
+    // Calls f(cmd, arg) with the stack pointer at `top`.
+    ".globl stillpoint_on_stack",
+    ".hidden stillpoint_on_stack",
+    ".type stillpoint_on_stack,@function",
+    "stillpoint_on_stack:",
+    "push %rbp; mov %rsp, %rbp; mov %rcx, %rsp; and $-16, %rsp",
+    "mov %rdi, %rax; mov %esi, %edi; mov %rdx, %rsi",
+    "call *%rax",
+    "mov %rbp, %rsp; pop %rbp; ret",
     ".popsection",
     options(att_syntax),
 );
@@ -79,12 +91,32 @@ extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
         match rec.command.load(Acquire) {
             GO => break,
             _ if half().flags.load(Acquire) & FLAG_STOP == 0 => break,
+            LEAD => lead(rec),
             c => futex_wait(&rec.command, c),
         }
     }
     rec.command.store(0, Relaxed);
     rec.parked.store(0, Release);
     futex_wake_all(&rec.parked);
+}
+
+/// Works on the command of the still point, on the still stack: this thread's own may be short.
+fn lead(rec: &ThreadRec) {
+    let h = half();
+    let f = upper().front_still.load(Acquire);
+    let mut r = -1;
+    if f != 0 {
+        rec.depth.fetch_add(1, SeqCst);
+        // SAFETY: the front put its function there; the stack is this command's alone, as only one is worked on at a time.
+        r = unsafe {
+            stillpoint_on_stack(f, h.still_cmd.load(Acquire), h.still_arg.load(Acquire), STILL_ADDR + STILL_LEN)
+        };
+        rec.depth.fetch_sub(1, SeqCst);
+    }
+    let _ = rec.command.compare_exchange(LEAD, 0, SeqCst, Relaxed);
+    h.still_result.store(r as i64, SeqCst);
+    h.still_done.fetch_add(1, SeqCst);
+    futex_wake_all(&h.still_done);
 }
 
 extern "C" fn wrapper(sig: i32, info: usize, uc: usize) {

@@ -123,6 +123,33 @@ impl Elf {
     }
 }
 
+/// Directories where the dynamic loader looks for the libraries of this program first (DT_RUNPATH, else DT_RPATH).
+/// `b` is the whole file, `origin` the directory that holds it.
+pub fn run_path(b: &[u8], e: &Elf, origin: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let in_file = |addr: usize| {
+        let s = e.loads.iter().find(|s| (s.vaddr..s.vaddr + s.filesz).contains(&addr))?;
+        Some(s.offset + (addr - s.vaddr))
+    };
+    let find = || -> Option<String> {
+        let (at, len) = e.dynamic_at?;
+        let at = in_file(at)?;
+        let tag = |want| (0..len / 16).find(|k| u64_at(b, at + 16 * k) == Some(want));
+        let value = |k: usize| u64_at(b, at + 16 * k + 8);
+        let strings = in_file(value(tag(5)?)?)?;
+        // DT_RUNPATH 29, DT_RPATH 15 (gABI, chapter 5).
+        let name = strings.checked_add(value(tag(29).or_else(|| tag(15))?)?)?;
+        let text = b.get(name..)?;
+        let n = text.iter().position(|c| *c == 0)?;
+        Some(String::from_utf8_lossy(&text[..n]).into_owned())
+    };
+    let origin = origin.to_string_lossy();
+    let all = find().unwrap_or_default();
+    all.split(':')
+        .filter(|d| !d.is_empty())
+        .map(|d| d.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin).into())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -121,6 +121,7 @@ pub mod errno {
     pub const EAGAIN: isize = -11;
     pub const ENOMEM: isize = -12;
     pub const EEXIST: isize = -17;
+    pub const EBUSY: isize = -16;
     pub const EINVAL: isize = -22;
     pub const ENOSYS: isize = -38;
 }

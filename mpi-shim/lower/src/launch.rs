@@ -26,6 +26,9 @@ pub(crate) enum Error {
     /// The image itself.
     #[error("cannot restart")]
     Image(#[from] stillpoint_image::Error),
+    /// MPI's objects cannot be made anew.
+    #[error("cannot restart: MPI cannot be set up as it was: {0}")]
+    Rebuild(String),
     /// A piece of the installation is missing.
     #[error("cannot find {name} beside {dir}; reinstall Stillpoint or set STILLPOINT_LIBEXEC")]
     Missing {
@@ -120,6 +123,9 @@ pub(crate) fn fill_half() {
     h.pid.store(getpid(), Relaxed);
     h.acquire.store((crate::tcb::acquire as *const ()).expose_provenance(), Relaxed);
     h.goodbye.store((crate::link::goodbye as *const ()).expose_provenance(), Relaxed);
+    h.load_back.store((crate::back::load as *const ()).expose_provenance(), Relaxed);
+    h.request.store((crate::mail::request as *const ()).expose_provenance(), Relaxed);
+    crate::fds::ready();
     h.exec.store((exec as *const ()).expose_provenance(), Relaxed);
     let number = |names: &[&str]| names.iter().find_map(|n| std::env::var(n).ok()?.parse().ok());
     h.rank.store(
@@ -139,6 +145,29 @@ pub(crate) fn fill_vdso_gaps() {
             slot.store(fallback.load(Relaxed), Release);
         }
     }
+}
+
+/// The upper half's LD_PRELOAD as the user wants it; the front, which stands before it, puts it back.
+const USER_PRELOAD: &str = "STILLPOINT_USER_PRELOAD";
+
+/// The environment of the application: ours, with the front before what the user has preloaded.
+fn environment() -> Vec<Vec<u8>> {
+    let user =
+        std::env::var_os(USER_PRELOAD).or_else(|| std::env::var_os("LD_PRELOAD")).filter(|v| !v.is_empty());
+    let mut envp: Vec<Vec<u8>> = std::env::vars_os()
+        .filter(|(k, _)| k != "LD_PRELOAD" && k != USER_PRELOAD)
+        .map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat())
+        .collect();
+    let front = part("libstillpoint_mpi_ompi.so").ok();
+    let all: Vec<&OsStr> = front.as_deref().map(Path::as_os_str).into_iter().chain(user.as_deref()).collect();
+    if !all.is_empty() {
+        let joined: Vec<&[u8]> = all.iter().map(|p| p.as_bytes()).collect();
+        envp.push([b"LD_PRELOAD=", joined.join(&b':').as_slice()].concat());
+    }
+    if let Some(u) = user {
+        envp.push([USER_PRELOAD.as_bytes(), b"=", u.as_bytes()].concat());
+    }
+    envp
 }
 
 /// The rank's own execve: the new program is brought in by a fresh `stillpoint-rank`. *Lower half.*
@@ -166,15 +195,26 @@ extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     // SAFETY: the application's path, as execve(2) wants it.
     let (given, name) = unsafe { (libc::access(path, libc::X_OK), std::ffi::CStr::from_ptr(path)) };
     let mut env = strings(envp);
-    env.push(std::ptr::null());
     let mut old = strings(argv);
     let fits = given == 0
         && place::open(Path::new(OsStr::from_bytes(name.to_bytes()))).is_ok_and(|(_, e)| e.interp.is_some());
     if !fits {
         // Missing, not executable, a script, a static program: the kernel's own answer.
         old.push(std::ptr::null());
+        env.push(std::ptr::null());
         return raw(path, &old, &env);
     }
+    // What the application wants preloaded is not for the lower half.
+    let renamed: Vec<CString> = env
+        .iter()
+        // SAFETY: terminated strings from the application.
+        .filter_map(|e| unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().strip_prefix(b"LD_PRELOAD="))
+        .filter_map(|v| CString::new([USER_PRELOAD.as_bytes(), b"=", v].concat()).ok())
+        .collect();
+    // SAFETY: as above.
+    env.retain(|e| !unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().starts_with(b"LD_PRELOAD="));
+    env.extend(renamed.iter().map(|e| e.as_ptr()));
+    env.push(std::ptr::null());
     let mut new =
         vec![me.as_ptr(), c"--argv0".as_ptr(), old.first().copied().unwrap_or(path), c"--".as_ptr(), path];
     new.extend(old.iter().skip(1));
@@ -252,8 +292,7 @@ fn enter(
     let size = stack_size();
     let stack_at = place::anonymous("the main stack", size, 3)?;
     let top = stack_at + size;
-    let envp: Vec<Vec<u8>> =
-        std::env::vars_os().map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat()).collect();
+    let envp = environment();
     let raw = std::fs::read("/proc/self/auxv")
         .map_err(|source| Error::System { what: "read /proc/self/auxv", source })?;
     let mut random = [0u8; 16];

@@ -5,6 +5,7 @@
 //! without checkpoints.
 #![allow(unsafe_code, reason = "copies descriptors, orders memory")]
 
+use crate::still;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
-use stillpoint_abi::half::{self as abi, FLAG_SETTLE};
+use stillpoint_abi::half::{self as abi, FLAG_SETTLE, FLAG_STOP, refuse, still as command};
 use stillpoint_abi::ids::{CkptId, Incarnation, Rank};
 use stillpoint_abi::stage::Stage;
 use stillpoint_capture::gather::{self, Streams};
@@ -27,7 +28,8 @@ use stillpoint_sys::{half, upper};
 /// The socket, for the one message that a dying thread sends itself.
 static LINE: OnceLock<Mutex<UnixStream>> = OnceLock::new();
 
-enum Event {
+#[derive(Debug)]
+pub(crate) enum Event {
     Message(ToRank),
     Broken,
     Local(Local),
@@ -42,18 +44,23 @@ pub(crate) struct Link {
     pub(crate) streams: Streams,
 }
 
-/// Takes the descriptor out of the application's numbers, and marks it as the lower half's.
+/// What the control thread remembers between events.
+#[derive(Debug, Default)]
+struct Work {
+    left: crate::mail::Left,
+    /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
+    drain: Option<(Vec<u8>, bool)>,
+}
+
+/// Takes the descriptor out of the application's numbers.
 pub(crate) fn hide(fd: std::os::fd::OwnedFd) -> std::os::fd::OwnedFd {
     use std::os::fd::{AsRawFd, FromRawFd};
-    // SAFETY: F_DUPFD_CLOEXEC makes a copy with a high number.
+    // SAFETY: F_DUPFD_CLOEXEC makes a copy with a high number; our own fcntl notes it.
     let n = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 700) };
     if n < 0 {
         return fd;
     }
-    let k = n.unsigned_abs() as usize;
-    if let Some(w) = half().lower_fds.get(k / 64) {
-        w.fetch_or(1 << (k % 64), SeqCst);
-    }
+    crate::fds::note(n);
     // SAFETY: just made.
     unsafe { std::os::fd::OwnedFd::from_raw_fd(n) }
 }
@@ -127,6 +134,7 @@ impl Link {
             }
         }
         let _ = LINE.set(Mutex::new(stream));
+        crate::mail::open(&tx);
         let hello = Local::Connected {
             size: half().size.load(Relaxed),
             pid: half().pid.load(Relaxed).unsigned_abs(),
@@ -137,14 +145,18 @@ impl Link {
         if self.restored {
             now.extend(client.on_local(Local::Rebuilt));
         }
-        self.perform(&mut client, now, &tx);
-        self.turn(&mut client, &rx, &tx);
+        let mut work = Work::default();
+        self.perform(&mut client, &mut work, now, &tx);
+        self.turn(&mut client, &mut work, &rx, &tx);
+        crate::mail::closed();
     }
 
-    fn turn(&self, client: &mut Client, rx: &Receiver<Event>, tx: &Sender<Event>) {
+    fn turn(&self, client: &mut Client, work: &mut Work, rx: &Receiver<Event>, tx: &Sender<Event>) {
         loop {
-            // While settling, the clocks are looked at again every millisecond.
-            let event = if client.stage() == Stage::Settle {
+            let settles = client.stage() == Stage::Settle;
+            let busy = settles || work.drain.is_some() || !work.left.flush();
+            // While settling, the clocks are looked at again every millisecond; a drain goes on in between.
+            let event = if busy {
                 rx.recv_timeout(Duration::from_millis(1))
             } else {
                 rx.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -155,16 +167,17 @@ impl Link {
                 Ok(Event::Broken) | Err(RecvTimeoutError::Disconnected) => {
                     // Whatever was going on is over; the job runs on.
                     let over = client.on_message(ToRank::Abort { reason: "the node agent is gone".into() });
-                    self.perform(client, over, tx);
+                    self.perform(client, work, over, tx);
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => client.on_local(clocks()),
+                Err(RecvTimeoutError::Timeout) if settles => client.on_local(clocks()),
+                Err(RecvTimeoutError::Timeout) => drain(work).map_or_else(Vec::new, |l| client.on_local(l)),
             };
-            self.perform(client, actions, tx);
+            self.perform(client, work, actions, tx);
         }
     }
 
-    fn perform(&self, client: &mut Client, actions: Vec<ClientAction>, tx: &Sender<Event>) {
+    fn perform(&self, client: &mut Client, work: &mut Work, actions: Vec<ClientAction>, tx: &Sender<Event>) {
         let mut queue: std::collections::VecDeque<ClientAction> = actions.into();
         while let Some(a) = queue.pop_front() {
             let local = match a {
@@ -175,7 +188,9 @@ impl Link {
                     None
                 }
                 ClientAction::ReportReasons { .. } => {
+                    crate::fds::prune();
                     let mut r = gather::reasons(&self.streams);
+                    r.extend(refusals());
                     if upper().threads[0].fs.load(Acquire) == 0 {
                         r.push("the program has not begun".into());
                     }
@@ -196,22 +211,41 @@ impl Link {
                     Some(clocks())
                 }
                 ClientAction::StopThreads => Some(match pause::stop(monotonic_ns() + 10_000_000_000) {
-                    Ok(()) => Local::Stopped,
+                    Ok(()) => match refusals().into_iter().next() {
+                        None => Local::Stopped,
+                        Some(r) => Local::DrainFailed(r),
+                    },
                     Err(e) => Local::DrainFailed(e),
                 }),
-                ClientAction::Drain { .. } => Some(Local::Drained),
+                ClientAction::Drain { items, .. } => {
+                    work.drain = Some((still::from_items(&items), false));
+                    drain(work)
+                }
                 ClientAction::Snapshot { ckpt, path, direct, seed } => {
+                    work.drain = None;
+                    work.left.hand_over();
                     Some(self.snapshot(ckpt, &path, direct, seed, tx))
                 }
                 ClientAction::Go => {
                     crate::control::all_rebuilt();
                     None
                 }
-                ClientAction::Resume | ClientAction::Abort { .. } => {
-                    half().flags.fetch_and(!FLAG_SETTLE, SeqCst);
-                    half().release.fetch_add(1, SeqCst);
-                    futex_wake_all(&half().release);
-                    pause::resume();
+                ClientAction::Resume => {
+                    run_on(work, Some(0));
+                    None
+                }
+                ClientAction::Abort { at, .. } => {
+                    // Threads stand still between the two.
+                    let stood = matches!(at, Stage::Stop | Stage::Drain | Stage::Snapshot);
+                    run_on(work, stood.then_some(1));
+                    None
+                }
+                ClientAction::Deliver { items } => {
+                    work.left.add(&items);
+                    None
+                }
+                ClientAction::Answer { id, result } => {
+                    crate::mail::answered(id, result);
                     None
                 }
                 ClientAction::Denied { reason } => {
@@ -222,16 +256,13 @@ impl Link {
                     goodbye(abi::goodbye::EXIT, 0);
                     std::process::abort();
                 }
-                ClientAction::Committed { .. }
-                | ClientAction::Deliver { .. }
-                | ClientAction::Answer { .. } => None,
+                ClientAction::Committed { .. } => None,
             };
             if let Some(l) = local {
                 let stopped = l == Local::Stopped;
                 queue.extend(client.on_local(l));
                 if stopped {
-                    // Without MPI there is nothing to tell the peers.
-                    queue.extend(client.on_local(Local::Contribute(Vec::new())));
+                    queue.extend(client.on_local(counts()));
                 }
             }
         }
@@ -268,6 +299,67 @@ impl Link {
             Err(e) => fail(format!("cannot wait for the image: {e}")),
         }
     }
+}
+
+/// What the front says cannot be saved yet.
+fn refusals() -> Vec<String> {
+    let counted = upper().refusals.iter().zip(refuse::NAMES);
+    counted
+        .filter_map(|(n, name)| Some(n.load(Acquire)).filter(|n| *n > 0).map(|n| format!("{n} {name}")))
+        .collect()
+}
+
+/// What the peers must know before the drain. Without MPI there is nothing to tell.
+fn counts() -> Local {
+    if !still::has_front() {
+        return Local::Contribute(Vec::new());
+    }
+    match still::command(command::COUNTS, &[], still::soon(10_000)) {
+        Ok((0, out)) => Local::Contribute(still::to_items(&out)),
+        Ok((code, _)) => Local::DrainFailed(format!("messages cannot be counted (code {code})")),
+        Err(e) => Local::DrainFailed(e),
+    }
+}
+
+/// One short piece of the drain. It goes on after this rank is done: the others may still need its progress.
+fn drain(work: &mut Work) -> Option<Local> {
+    let (input, done) = work.drain.as_mut()?;
+    if !still::has_front() {
+        work.drain = None;
+        return Some(Local::Drained);
+    }
+    let r = still::command(command::DRAIN, input, still::soon(if *done { 1 } else { 20 }));
+    match r {
+        Ok((0, _)) if !*done => {
+            *done = true;
+            Some(Local::Drained)
+        }
+        Ok((0 | 1, _)) => None,
+        Ok((code, _)) => {
+            work.drain = None;
+            Some(Local::DrainFailed(format!("messages cannot be brought home (code {code})")))
+        }
+        Err(e) => {
+            work.drain = None;
+            Some(Local::DrainFailed(e))
+        }
+    }
+}
+
+/// Lets the threads run on, after the front has been told how the checkpoint went if they stand still.
+fn run_on(work: &mut Work, outcome: Option<u8>) {
+    work.drain = None;
+    if let Some(o) = outcome
+        && still::has_front()
+        && half().flags.load(Acquire) & FLAG_STOP != 0
+        && let Err(e) = still::command(command::RESUME, &[o], still::soon(10_000))
+    {
+        crate::control::log(&e);
+    }
+    half().flags.fetch_and(!FLAG_SETTLE, SeqCst);
+    half().release.fetch_add(1, SeqCst);
+    futex_wake_all(&half().release);
+    pause::resume();
 }
 
 fn read_all(mut from: UnixStream, tx: &Sender<Event>) {

@@ -9,11 +9,16 @@
 //! It maps the upper half and jumps into it; its main thread becomes the application's. What stays below are the
 //! functions that the upper half calls down to, and (once MPI is initialised) the site's libmpi.
 
+mod back;
 mod control;
+mod fds;
 mod launch;
 mod link;
+mod mail;
 mod restart;
+mod still;
 mod tcb;
+mod wait;
 
 use std::process::ExitCode;
 

@@ -6,7 +6,10 @@ use stillpoint_capture::restart;
 use stillpoint_image::Image;
 use stillpoint_loader::place;
 
+use stillpoint_abi::half::still as command;
+
 use crate::launch::{self, Error};
+use crate::still;
 
 /// Goes on where the image was taken. Returns only if that is refused.
 pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
@@ -27,7 +30,22 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     launch::install_stop_handler();
     launch::leave_rseq();
     restart::threads(&meta)?;
+    if still::has_front() {
+        front(command::REBUILD, &[])?;
+    }
     crate::control::running();
     crate::control::wait_for_all();
+    if still::has_front() {
+        front(command::RESUME, &[0])?;
+    }
     restart::go(&meta)
+}
+
+/// Has the front make everything anew, or tell its peers what is due.
+fn front(cmd: u32, input: &[u8]) -> Result<(), Error> {
+    match still::alone(cmd, input) {
+        Ok((0, _)) => Ok(()),
+        Ok((code, text)) => Err(Error::Rebuild(format!("{} (code {code})", String::from_utf8_lossy(&text)))),
+        Err(e) => Err(Error::Rebuild(e)),
+    }
 }

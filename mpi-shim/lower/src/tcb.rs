@@ -43,6 +43,11 @@ pub(crate) fn slot_offset() -> u64 {
     SLOT.with(|s| std::ptr::from_ref(s).expose_provenance() as u64).wrapping_sub(arch::fs())
 }
 
+/// Address of the record of the upper thread that runs on this lower thread pointer; 0 if it is the lower half's own.
+pub(crate) fn slot() -> usize {
+    SLOT.with(|s| s.rec.load(Relaxed))
+}
+
 fn factory() {
     let mut done = 0;
     loop {
