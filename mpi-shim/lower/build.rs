@@ -4,7 +4,7 @@
 
 /// As in `fds.rs`.
 const EXPORTED: &str = "socket accept accept4 eventfd epoll_create epoll_create1 timerfd_create inotify_init inotify_init1 \
-    memfd_create open open64 openat openat64 dup dup2 dup3 pipe pipe2 socketpair close fcntl fcntl64";
+    memfd_create open open64 openat openat64 dup dup2 dup3 pipe pipe2 shm_open socketpair close fcntl fcntl64";
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -822,7 +822,9 @@ impl Coordinator {
                 let Some(members) = self.members.get(gid) else { return target == 0 };
                 members.iter().all(|&m| {
                     let r = &self.ranks[m as usize];
-                    r.presence != Presence::Here || r.clocks.get(gid).map_or(0, |c| c.0) == target
+                    // A rank that does not have the communicator is not bound by its clock: it has freed it (or has not
+                    // made it, and then its parent's clock, where it is inside, says so).
+                    r.presence != Presence::Here || r.clocks.get(gid).is_none_or(|c| c.0 == target)
                 })
             })
     }

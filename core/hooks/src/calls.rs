@@ -4,13 +4,14 @@
 //! own arguments; when only the stop signal ended them, they go on with the time that remains.
 #![allow(unsafe_code, reason = "system calls on behalf of the application")]
 
+use crate::action::{sigaction, without_stop};
 use crate::entry::Regs;
+use crate::ids::{fork, is_other_process, leaving, me, own_pid, own_tid, with_real_ids};
 use crate::space::{Locked, in_maps, patch_text};
-use core::ptr::with_exposed_provenance;
-use core::ptr::with_exposed_provenance_mut;
-use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use stillpoint_abi::half::{BRK_END, BRK_START, MAX_THREADS, STOP_SIGNAL, ThreadRec, goodbye};
-use stillpoint_sys::raw::{errno, getpid, gettid, monotonic_ns, nr};
+use crate::{fds, paths, wait};
+use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use stillpoint_abi::half::{BRK_END, BRK_START, goodbye};
+use stillpoint_sys::raw::{errno, nr};
 use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
 
 const MAP_FIXED: usize = 0x10;
@@ -18,7 +19,6 @@ const MAP_32BIT: usize = 0x40;
 const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 const MREMAP_MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
-const STOP_BIT: u64 = 1 << (STOP_SIGNAL - 1);
 
 /// Ends the process after a line on standard error.
 pub(crate) fn die(text: &[u8]) -> ! {
@@ -34,11 +34,6 @@ pub(crate) fn die(text: &[u8]) -> ! {
 fn pass(n: usize, r: &Regs) -> isize {
     // SAFETY: the application's own call.
     unsafe { stillpoint_sys::raw::syscall(n, [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9]) }
-}
-
-/// The record of the calling thread.
-fn me() -> Option<&'static ThreadRec> {
-    thread_by_fs(arch::thread_self())
 }
 
 /// Called by the entry code with the argument registers and the number.
@@ -69,47 +64,8 @@ pub(crate) extern "C" fn dispatch(r: &mut Regs, n: u32) -> isize {
         nr::RT_SIGPROCMASK => {
             without_stop(r.rsi, |set| if r.rdi == 1 { pass(n, r) } else { pass(n, &Regs { rsi: set, ..*r }) })
         }
-        nr::RT_SIGTIMEDWAIT => without_stop(r.rdi, |set| {
-            until_app_signal(
-                |left| {
-                    let ts = left.map(timespec);
-                    let t = ts.as_ref().map_or(0, |t| t.as_ptr().expose_provenance());
-                    pass(n, &Regs { rdi: set, rdx: t, ..*r })
-                },
-                read_timespec(r.rdx),
-            )
-        }),
-        nr::RT_SIGSUSPEND => {
-            without_stop(r.rdi, |set| until_app_signal(|_| pass(n, &Regs { rdi: set, ..*r }), None))
-        }
-        nr::PAUSE => until_app_signal(|_| pass(n, r), None),
-        nr::NANOSLEEP => until_app_signal(
-            |left| {
-                let ts = timespec(left.unwrap_or(0));
-                pass(n, &Regs { rdi: ts.as_ptr().expose_provenance(), ..*r })
-            },
-            read_timespec(r.rdi),
-        ),
-        // TIMER_ABSTIME (1) needs no arithmetic.
-        nr::CLOCK_NANOSLEEP if r.rsi & 1 == 1 => until_app_signal(|_| pass(n, r), None),
-        nr::CLOCK_NANOSLEEP => until_app_signal(
-            |left| {
-                let ts = timespec(left.unwrap_or(0));
-                pass(n, &Regs { rdx: ts.as_ptr().expose_provenance(), ..*r })
-            },
-            read_timespec(r.rdx),
-        ),
-        nr::POLL => wait_ms(n, r, r.rdx, |ms| Regs { rdx: ms, ..*r }),
-        nr::EPOLL_WAIT => wait_ms(n, r, r.r10, |ms| Regs { r10: ms, ..*r }),
-        nr::EPOLL_PWAIT => wait_ms(n, r, r.r10, |ms| Regs { r10: ms, ..*r }),
-        nr::PPOLL | nr::PSELECT6 | nr::SELECT => until_app_signal(|_| pass(n, r), None),
         nr::GETPID => own_pid(),
-        nr::GETTID => me().map_or_else(|| pass(n, r), |rec| rec.vtid.load(Relaxed) as isize),
-        nr::KILL => pass(n, &Regs { rdi: real_pid(r.rdi), ..*r }),
-        nr::TGKILL => pass(n, &Regs { rdi: real_pid(r.rdi), rsi: real_tid(r.rsi), ..*r }),
-        nr::TKILL | nr::SCHED_SETAFFINITY | nr::SCHED_GETAFFINITY => {
-            pass(n, &Regs { rdi: real_tid(r.rdi), ..*r })
-        }
+        nr::GETTID => own_tid(),
         nr::SET_TID_ADDRESS => {
             if let Some(rec) = me() {
                 rec.clear_tid.store(r.rdi as u64, Relaxed);
@@ -132,22 +88,33 @@ pub(crate) extern "C" fn dispatch(r: &mut Regs, n: u32) -> isize {
             }
             pass(n, r)
         }
-        nr::READLINK => exe_link(r.rdi, r.rsi, r.rdx).unwrap_or_else(|| pass(n, r)),
-        nr::READLINKAT => exe_link(r.rsi, r.rdx, r.r10).unwrap_or_else(|| pass(n, r)),
         nr::EXECVE => execve(r),
         nr::EXIT_GROUP => {
             say_goodbye(r.rdi);
             pass(n, r)
         }
         nr::CLONE3 => errno::ENOSYS,
-        nr::CLONE => {
-            let x = pass(n, r);
-            if x == 0 {
-                half().child.store(1, SeqCst);
-            }
-            x
+        nr::CLONE | nr::FORK | nr::VFORK => fork(n, r),
+        nr::EXIT => {
+            leaving();
+            pass(n, r)
         }
-        _ => pass(n, r),
+        _ => {
+            let plain = |r: &Regs| pass(n, r);
+            if let Some(x) = fds::call(n, r, plain) {
+                return x;
+            }
+            if let Some(x) = paths::call(n, r, plain) {
+                return if matches!(n, nr::OPEN | nr::OPENAT | nr::OPENAT2) { fds::given(x) } else { x };
+            }
+            if let Some(x) = wait::call(n, r, plain) {
+                return x;
+            }
+            match with_real_ids(n, r) {
+                Some(r) => pass(n, &r),
+                None => pass(n, r),
+            }
+        }
     }
 }
 
@@ -269,159 +236,10 @@ fn shmat(r: &Regs) -> isize {
     x
 }
 
-/// The kernel's struct sigaction.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct KernelAction {
-    handler: u64,
-    flags: u64,
-    restorer: u64,
-    mask: u64,
-}
-
-const SA_SIGINFO: u64 = 4;
-
-fn sigaction(r: &Regs) -> isize {
-    let sig = r.rdi;
-    let u = upper();
-    if sig == STOP_SIGNAL as usize || sig > 64 || sig == 0 || r.r10 != 8 {
-        return errno::EINVAL;
-    }
-    let t = &u.sig[sig];
-    let mut old = KernelAction { handler: 0, flags: 0, restorer: 0, mask: 0 };
-    let mut new = old;
-    if r.rsi != 0 {
-        // SAFETY: the application passes a struct sigaction here.
-        new = unsafe { with_exposed_provenance::<KernelAction>(r.rsi).read() };
-    }
-    let given = new;
-    if new.handler > 1 {
-        new.handler = u.sig_wrapper.load(Relaxed) as u64;
-        new.flags |= SA_SIGINFO;
-        new.mask &= !STOP_BIT;
-    }
-    let new_at = if r.rsi == 0 { 0 } else { (&raw const new).expose_provenance() };
-    // SAFETY: both structures live on this stack.
-    let x = unsafe { sys!(nr::RT_SIGACTION, sig, new_at, &raw mut old, 8) };
-    if x != 0 {
-        return x;
-    }
-    if t.set.load(Relaxed) != 0 {
-        old = KernelAction {
-            handler: t.handler.load(Relaxed),
-            flags: t.flags.load(Relaxed),
-            restorer: t.restorer.load(Relaxed),
-            mask: t.mask.load(Relaxed),
-        };
-    }
-    if r.rsi != 0 {
-        t.handler.store(given.handler, Relaxed);
-        t.flags.store(given.flags, Relaxed);
-        t.restorer.store(given.restorer, Relaxed);
-        t.mask.store(given.mask, Relaxed);
-        t.set.store(1, Release);
-        if given.flags & 0x8000_0000 != 0 && given.handler > 1 {
-            // SA_RESETHAND: the kernel resets its own entry; ours is only read by the wrapper.
-        }
-    }
-    if r.rdx != 0 {
-        // SAFETY: the application passes room for a struct sigaction here.
-        unsafe { with_exposed_provenance_mut::<KernelAction>(r.rdx).write(old) };
-    }
-    0
-}
-
-/// Calls `f` with the address of the application's signal set less the stop signal.
-fn without_stop(set: usize, f: impl FnOnce(usize) -> isize) -> isize {
-    if set == 0 {
-        return f(0);
-    }
-    // SAFETY: a sigset of 8 bytes, as the kernel reads it.
-    let copy = unsafe { with_exposed_provenance::<u64>(set).read() } & !STOP_BIT;
-    f((&raw const copy).expose_provenance())
-}
-
-fn timespec(ns: u64) -> [u64; 2] {
-    [ns / 1_000_000_000, ns % 1_000_000_000]
-}
-
-fn read_timespec(at: usize) -> Option<u64> {
-    if at == 0 {
-        return None;
-    }
-    // SAFETY: the application passes a struct timespec; a bad one is answered by the kernel with the same numbers.
-    let ts = unsafe { with_exposed_provenance::<[u64; 2]>(at).read() };
-    Some(ts[0].saturating_mul(1_000_000_000).saturating_add(ts[1]))
-}
-
-/// Makes a waiting call again, with the time that remains, as long as only the stop signal interrupted it.
-fn until_app_signal(mut f: impl FnMut(Option<u64>) -> isize, total: Option<u64>) -> isize {
-    let Some(rec) = me() else { return f(total) };
-    let start = monotonic_ns();
-    let before = rec.app_signals.load(Relaxed);
-    let mut stops = rec.stops.load(Relaxed);
-    let mut left = total;
-    loop {
-        let x = f(left);
-        let now = rec.stops.load(Acquire);
-        if x != errno::EINTR || rec.app_signals.load(Relaxed) != before || now == stops {
-            return x;
-        }
-        stops = now;
-        left = total.map(|t| t.saturating_sub(monotonic_ns().saturating_sub(start)));
-    }
-}
-
-fn wait_ms(n: usize, r: &Regs, ms: usize, with: impl Fn(usize) -> Regs) -> isize {
-    let ms = ms as u32 as i32;
-    if ms <= 0 {
-        return if ms == 0 { pass(n, r) } else { until_app_signal(|_| pass(n, r), None) };
-    }
-    let total = ms.unsigned_abs() as u64 * 1_000_000;
-    until_app_signal(|left| pass(n, &with((left.unwrap_or(0).div_ceil(1_000_000)) as usize)), Some(total))
-}
-
-fn own_pid() -> isize {
-    if half().child.load(Relaxed) != 0 || getpid() != half().pid.load(Relaxed) {
-        return getpid() as isize;
-    }
-    upper().vpid.load(Relaxed) as isize
-}
-
-fn real_pid(pid: usize) -> usize {
-    if pid as u32 as i32 == upper().vpid.load(Relaxed) { getpid() as usize } else { pid }
-}
-
-fn real_tid(tid: usize) -> usize {
-    let want = tid as u32 as i32;
-    let n = upper().n_threads.load(Acquire) as usize;
-    upper()
-        .threads
-        .iter()
-        .take(n)
-        .find(|t| t.fs.load(Relaxed) != 0 && t.vtid.load(Relaxed) == want)
-        .map_or(tid, |t| t.tid.load(Relaxed) as usize)
-}
-
-fn exe_link(path: usize, buf: usize, len: usize) -> Option<isize> {
-    const WANT: &[u8] = b"/proc/self/exe\0";
-    for (k, c) in WANT.iter().enumerate() {
-        // SAFETY: a zero-terminated path; reading stops at the first byte that differs.
-        if unsafe { with_exposed_provenance::<u8>(path + k).read() } != *c {
-            return None;
-        }
-    }
-    let exe = &upper().exe_path;
-    let n = exe.iter().position(|c| *c == 0)?.min(len);
-    // SAFETY: the application passes `len` bytes of room.
-    unsafe { crate::mem::memcpy(with_exposed_provenance_mut(buf), exe.as_ptr(), n) };
-    Some(n as isize)
-}
-
 /// Runs `f` on the lower thread pointer of the calling thread. `None` if the lower half must not be used.
 fn below<R>(f: impl FnOnce() -> R) -> Option<R> {
     let h = half();
-    if h.child.load(Relaxed) != 0 || getpid() != h.pid.load(Relaxed) {
+    if is_other_process() {
         return None;
     }
     let up = arch::thread_self();
@@ -458,66 +276,13 @@ fn execve(r: &Regs) -> isize {
     }
     // SAFETY: the lower half put this function's address there.
     let f: extern "C" fn(usize, usize, usize) -> isize = unsafe { core::mem::transmute(f) };
-    below(|| f(r.rdi, r.rsi, r.rdx)).unwrap_or_else(|| pass(nr::EXECVE, r))
-}
-
-const CLONE_THREAD: usize = 0x1_0000;
-const CLONE_SETTLS: usize = 0x8_0000;
-const CLONE_CHILD_CLEARTID: usize = 0x20_0000;
-
-/// Before a clone with a stack of its own: a record for the new thread, or null for a process.
-pub(crate) extern "C" fn clone_prepare(r: &mut Regs) -> *const ThreadRec {
-    if r.rdi & CLONE_THREAD == 0 || r.rdi & CLONE_SETTLS == 0 {
-        return core::ptr::null();
-    }
-    let u = upper();
-    for (k, t) in u.threads.iter().enumerate().take(MAX_THREADS) {
-        let dead = t.fs.load(Relaxed) != 0 && {
-            let tid = t.tid.load(Relaxed);
-            // SAFETY: signal 0 only asks whether the thread lives.
-            tid > 0 && unsafe { sys!(nr::TGKILL, getpid(), tid, 0) } < 0
-        };
-        if dead {
-            t.fs.store(0, Release);
-        }
-        if t.fs.compare_exchange(0, r.r8 as u64, AcqRel, Relaxed).is_ok() {
-            t.tid.store(-1, Relaxed);
-            t.vtid.store(-1, Relaxed);
-            t.depth.store(0, Relaxed);
-            t.above_lower.store(0, Relaxed);
-            t.parked.store(0, Relaxed);
-            t.app_signals.store(0, Relaxed);
-            t.doing.store(0, Relaxed);
-            t.rseq_addr.store(0, Relaxed);
-            t.robust_head.store(0, Relaxed);
-            t.clear_tid.store(if r.rdi & CLONE_CHILD_CLEARTID != 0 { r.r10 as u64 } else { 0 }, Relaxed);
-            u.n_threads.fetch_max(u32::try_from(k + 1).unwrap_or(0), AcqRel);
-            return t;
-        }
-    }
-    core::ptr::null()
-}
-
-/// In the parent, after the clone: `x` is the thread id or `-errno`.
-pub(crate) extern "C" fn clone_done(rec: &ThreadRec, x: isize) {
-    if x < 0 {
-        rec.fs.store(0, Release);
-    } else {
-        rec.vtid.store(x as i32, Relaxed);
-        rec.tid.store(x as i32, Release);
-    }
-}
-
-/// In the new thread, before it runs.
-pub(crate) extern "C" fn clone_started(rec: &ThreadRec) {
-    let tid = gettid();
-    rec.vtid.store(tid, Relaxed);
-    rec.tid.store(tid, Release);
+    paths::translated(r.rdi, true, |path| {
+        below(|| f(path, r.rsi, r.rdx)).unwrap_or_else(|| pass(nr::EXECVE, &Regs { rdi: path, ..*r }))
+    })
 }
 
 extern "C" fn vdso_clock_gettime(clk: usize, ts: usize) -> isize {
-    // SAFETY: the application's own call.
-    unsafe { sys!(nr::CLOCK_GETTIME, clk, ts) }
+    crate::wait::clock_gettime(clk, ts)
 }
 extern "C" fn vdso_gettimeofday(tv: usize, tz: usize) -> isize {
     // SAFETY: the application's own call.

@@ -108,8 +108,8 @@ global_asm!(
     "jmp *%rcx",
     ".popsection",
     dispatch = sym crate::calls::dispatch,
-    prepare = sym crate::calls::clone_prepare,
-    done = sym crate::calls::clone_done,
-    started = sym crate::calls::clone_started,
+    prepare = sym crate::ids::clone_prepare,
+    done = sym crate::ids::clone_done,
+    started = sym crate::ids::clone_started,
     options(att_syntax),
 );

@@ -6,17 +6,23 @@
 //! is saved as memory.
 //!
 //! - [`entry`]: from a patched site to [`calls`]; thread creation.
-//! - [`calls`]: what each hooked system call does.
+//! - [`calls`]: which hook a system call goes to; memory, exec, the way below.
+//! - [`action`], [`fds`], [`ids`], [`paths`], [`wait`]: signals, descriptors, processes and threads, /proc, waiting and clocks.
 //! - [`space`]: addresses inside the window, and patching of newly mapped text.
 //! - [`signals`]: the stop handler, the wrapper around the application's handlers.
 //! - [`mem`]: memcpy and its kin, which the compiler calls.
 #![no_std]
 
+mod action;
 mod calls;
 mod entry;
+mod fds;
+mod ids;
 mod mem;
+mod paths;
 mod signals;
 mod space;
+mod wait;
 
 use core::sync::atomic::Ordering::Release;
 use stillpoint_sys::upper;

@@ -109,7 +109,12 @@ fn lead(rec: &ThreadRec) {
         rec.depth.fetch_add(1, SeqCst);
         // SAFETY: the front put its function there; the stack is this command's alone, as only one is worked on at a time.
         r = unsafe {
-            stillpoint_on_stack(f, h.still_cmd.load(Acquire), h.still_arg.load(Acquire), STILL_ADDR + STILL_LEN)
+            stillpoint_on_stack(
+                f,
+                h.still_cmd.load(Acquire),
+                h.still_arg.load(Acquire),
+                STILL_ADDR + STILL_LEN,
+            )
         };
         rec.depth.fetch_sub(1, SeqCst);
     }

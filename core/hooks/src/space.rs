@@ -129,14 +129,17 @@ pub(crate) fn patch_text(start: usize, len: usize) -> usize {
     if unsafe { sys!(nr::MPROTECT, start & !4095, len + (start & 4095), 7) } < 0 {
         return 0;
     }
-    let slot = UPPER_ADDR + core::mem::offset_of!(Upper, hook_entry);
+    let slots = patch::Slots {
+        hook_entry: UPPER_ADDR + core::mem::offset_of!(Upper, hook_entry),
+        clock_shift: UPPER_ADDR + core::mem::offset_of!(Upper, clock_shift),
+    };
     let (mut at, mut used, mut done) = (0, 0, 0);
     while let Some(s) = patch::next_site(text, at) {
         at = patch::behind(s);
         let (patch::Site::Numbered { at: off, .. } | patch::Site::Variable { at: off, .. }) = s;
         let mut out = [0u8; patch::TRAMPOLINE];
-        if let Some(p) = patch::emit(s, start, tramp_wanted + used, slot, &mut out) {
-            let n = patch::behind(s) - off;
+        if let Some(p) = patch::emit(s, text, start, tramp_wanted + used, slots, &mut out) {
+            let p = p.bytes();
             // SAFETY: both ranges are mapped writable above; the text is not being executed yet.
             unsafe {
                 crate::mem::memcpy(
@@ -144,7 +147,7 @@ pub(crate) fn patch_text(start: usize, len: usize) -> usize {
                     out.as_ptr(),
                     out.len(),
                 );
-                crate::mem::memcpy(core::ptr::with_exposed_provenance_mut(start + off), p.as_ptr(), n);
+                crate::mem::memcpy(core::ptr::with_exposed_provenance_mut(start + off), p.as_ptr(), p.len());
             }
             used += patch::TRAMPOLINE;
             done += 1;

@@ -111,6 +111,33 @@ pub mod nr {
     pub const EPOLL_PWAIT2: usize = 441;
     pub const TIMERFD_CREATE: usize = 283;
     pub const GETDENTS64: usize = 217;
+    pub const STAT: usize = 4;
+    pub const LSTAT: usize = 6;
+    pub const ACCESS: usize = 21;
+    pub const PIPE: usize = 22;
+    pub const SEMOP: usize = 65;
+    pub const MSGSND: usize = 69;
+    pub const MSGRCV: usize = 70;
+    pub const SETPGID: usize = 109;
+    pub const GETPGID: usize = 121;
+    pub const GETSID: usize = 124;
+    pub const GETPRIORITY: usize = 140;
+    pub const SETPRIORITY: usize = 141;
+    pub const SCHED_RR_GET_INTERVAL: usize = 148;
+    pub const SEMTIMEDOP: usize = 220;
+    pub const IOPRIO_SET: usize = 251;
+    pub const IOPRIO_GET: usize = 252;
+    pub const NEWFSTATAT: usize = 262;
+    pub const FACCESSAT: usize = 269;
+    pub const GET_ROBUST_LIST: usize = 274;
+    pub const PROCESS_VM_READV: usize = 310;
+    pub const PROCESS_VM_WRITEV: usize = 311;
+    pub const KCMP: usize = 312;
+    pub const SCHED_SETATTR: usize = 314;
+    pub const SCHED_GETATTR: usize = 315;
+    pub const STATX: usize = 332;
+    pub const OPENAT2: usize = 437;
+    pub const FACCESSAT2: usize = 439;
 }
 
 /// `-errno` values used here.
@@ -120,8 +147,8 @@ pub mod errno {
     pub const EBADF: isize = -9;
     pub const EAGAIN: isize = -11;
     pub const ENOMEM: isize = -12;
-    pub const EEXIST: isize = -17;
     pub const EBUSY: isize = -16;
+    pub const EEXIST: isize = -17;
     pub const EINVAL: isize = -22;
     pub const ENOSYS: isize = -38;
 }

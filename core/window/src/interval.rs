@@ -155,8 +155,8 @@ mod tests {
                     }
                 }
             }
-            for p in 0..N {
-                assert_eq!(s.is_free(p * PAGE, (p + 1) * PAGE), map[p], "step {step} page {p}");
+            for (p, free) in map.iter().enumerate() {
+                assert_eq!(s.is_free(p * PAGE, (p + 1) * PAGE), *free, "step {step} page {p}");
             }
             assert!(s.slots[..s.len].windows(2).all(|w| w[0].end < w[1].start), "sorted and apart");
         }

@@ -197,3 +197,23 @@ unsafe extern "C" fn fcntl64(n: c_int, command: c_int, argument: usize) -> c_int
     // SAFETY: handed on.
     unsafe { fcntl(n, command, argument) }
 }
+
+/// libc's shm_open (which opens inside libc), with a note: a file of that name in /dev/shm (shm_open(3)).
+///
+/// # Safety
+/// As libc's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn shm_open(name: *const c_char, flags: c_int, mode: u32) -> c_int {
+    let mut path = [0u8; 280];
+    path[..9].copy_from_slice(b"/dev/shm/");
+    // SAFETY: the caller passes a terminated name.
+    let name = unsafe { std::ffi::CStr::from_ptr(name) }.to_bytes();
+    let skipped = name.iter().take_while(|c| **c == b'/').count();
+    let name = &name[skipped..];
+    if name.is_empty() || name.len() > 255 || name.contains(&b'/') {
+        return result(raw::errno::EINVAL);
+    }
+    path[9..9 + name.len()].copy_from_slice(name);
+    // SAFETY: a terminated path.
+    noted(unsafe { sys!(257, AT_FDCWD, path.as_ptr(), flags | libc::O_NOFOLLOW | libc::O_CLOEXEC, mode) })
+}

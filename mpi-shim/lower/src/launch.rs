@@ -170,6 +170,9 @@ fn environment() -> Vec<Vec<u8>> {
     envp
 }
 
+/// Kind of goodbye before an execve (`Leaving::from_kind`).
+const LEAVING_BY_EXEC: u32 = 3;
+
 /// The rank's own execve: the new program is brought in by a fresh `stillpoint-rank`. *Lower half.*
 extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     let strings = |mut at: usize| -> Vec<*const libc::c_char> {
@@ -188,18 +191,27 @@ extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     let Ok(me) = part("stillpoint-rank") else { return -2 };
     let Ok(me) = CString::new(me.into_os_string().into_vec()) else { return -2 };
     let path: *const libc::c_char = std::ptr::with_exposed_provenance(path);
-    // SAFETY: terminated strings from the application, or ours.
-    let raw = |p, a: &[*const libc::c_char], e: &[*const libc::c_char]| unsafe {
-        sys!(nr::EXECVE, p, a.as_ptr(), e.as_ptr())
-    };
     // SAFETY: the application's path, as execve(2) wants it.
     let (given, name) = unsafe { (libc::access(path, libc::X_OK), std::ffi::CStr::from_ptr(path)) };
+    // SAFETY: terminated strings from the application, or ours.
+    let raw = |p, a: &[*const libc::c_char], e: &[*const libc::c_char]| unsafe {
+        let r = sys!(nr::EXECVE, p, a.as_ptr(), e.as_ptr());
+        if given == 0 {
+            crate::link::stayed();
+        }
+        r
+    };
     let mut env = strings(envp);
     let mut old = strings(argv);
-    let fits = given == 0
-        && place::open(Path::new(OsStr::from_bytes(name.to_bytes()))).is_ok_and(|(_, e)| e.interp.is_some());
+    let file = Path::new(OsStr::from_bytes(name.to_bytes()));
+    let dynamic = |p: &Path| place::open(p).is_ok_and(|(_, e)| e.interp.is_some());
+    let fits = given == 0 && (dynamic(file) || interpreter(file).is_some_and(|(i, _)| dynamic(&i)));
+    if given == 0 {
+        // The connection ends with this program; the next one takes up the rank again, if it is one of ours.
+        crate::link::goodbye(LEAVING_BY_EXEC, 0);
+    }
     if !fits {
-        // Missing, not executable, a script, a static program: the kernel's own answer.
+        // Missing, not executable, a static program: the kernel's own answer.
         old.push(std::ptr::null());
         env.push(std::ptr::null());
         return raw(path, &old, &env);
@@ -214,6 +226,18 @@ extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     // SAFETY: as above.
     env.retain(|e| !unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().starts_with(b"LD_PRELOAD="));
     env.extend(renamed.iter().map(|e| e.as_ptr()));
+    // A program that clears the environment (`env -i`) stays in the job.
+    let ours: Vec<CString> = std::env::vars_os()
+        .filter(|(k, _)| k.as_bytes().starts_with(b"STILLPOINT_"))
+        .filter_map(|(k, v)| CString::new([k.as_bytes(), b"=", v.as_bytes()].concat()).ok())
+        .collect();
+    let missing = |o: &&CString| {
+        let key = o.as_bytes().split_inclusive(|c| *c == b'=').next().unwrap_or_default();
+        // SAFETY: as above.
+        !env.iter().any(|e| unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().starts_with(key))
+    };
+    let missing: Vec<_> = ours.iter().filter(missing).map(|o| o.as_ptr()).collect();
+    env.extend(missing);
     env.push(std::ptr::null());
     let mut new =
         vec![me.as_ptr(), c"--argv0".as_ptr(), old.first().copied().unwrap_or(path), c"--".as_ptr(), path];
@@ -230,6 +254,27 @@ fn interpreter(program: &Path) -> Option<(PathBuf, Option<Vec<u8>>)> {
     let mut parts = line.splitn(2, char::is_whitespace);
     let interp = PathBuf::from(parts.next()?);
     Some((interp, parts.next().map(|a| a.trim().as_bytes().to_vec())))
+}
+
+/// Standard input that was spooled into a file is read from there by rank 0, as a launcher would hand it on: a file has an
+/// offset, at which a restart goes on. The program that an execve brings in inherits it.
+fn spooled_input() {
+    let Some(path) = std::env::var_os("STILLPOINT_STDIN") else { return };
+    // SAFETY: this thread is alone; nobody else uses the environment.
+    unsafe { std::env::remove_var("STILLPOINT_STDIN") };
+    if half().rank.load(Relaxed) != 0 {
+        return;
+    }
+    match std::fs::File::open(&path) {
+        Ok(f) => {
+            // SAFETY: standard input becomes a copy of our own descriptor, and is the application's.
+            unsafe { sys!(nr::DUP2, std::os::fd::AsRawFd::as_raw_fd(&f), 0) };
+        }
+        Err(e) => crate::control::log(&format!(
+            "standard input cannot be read from {}: {e}; the program gets none",
+            Path::new(&path).display()
+        )),
+    }
 }
 
 /// Brings the application in and runs it. Returns only if that is impossible.
@@ -258,6 +303,7 @@ pub(crate) fn from_command_line() -> Result<Infallible, Error> {
     place::map_half()?;
     place::map_upper()?;
     fill_half();
+    spooled_input();
     crate::tcb::start().map_err(|source| Error::System { what: "start the thread factory", source })?;
     crate::control::start(false)
         .map_err(|source| Error::System { what: "start the control thread", source })?;

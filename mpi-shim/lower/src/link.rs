@@ -6,9 +6,11 @@
 #![allow(unsafe_code, reason = "copies descriptors, orders memory")]
 
 use crate::still;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, OnceLock};
@@ -27,6 +29,9 @@ use stillpoint_sys::{half, upper};
 
 /// The socket, for the one message that a dying thread sends itself.
 static LINE: OnceLock<Mutex<UnixStream>> = OnceLock::new();
+
+/// 1 once a thread has said goodbye for the whole process: nothing is sent after that.
+static LEFT: AtomicU32 = AtomicU32::new(0);
 
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -50,6 +55,8 @@ struct Work {
     left: crate::mail::Left,
     /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
     drain: Option<(Vec<u8>, bool)>,
+    /// Targets of this settle stage. A clock that begins later takes its own from here.
+    targets: BTreeMap<u64, u64>,
 }
 
 /// Takes the descriptor out of the application's numbers.
@@ -101,16 +108,31 @@ fn start_agent(run: &Path) {
 
 /// Called on the lower thread pointer of a thread that ends the process: tells the agent, in order, before it happens.
 pub(crate) extern "C" fn goodbye(kind: u32, status: i32) {
+    let leaving = Leaving::from_kind(kind, status);
+    let last = matches!(leaving, Leaving::Exit(_) | Leaving::Exec);
+    if last {
+        // Before the line is looked at: whoever opens it later sees this, and sends no hello.
+        LEFT.store(1, SeqCst);
+    }
     let Some(line) = LINE.get() else { return };
     let Ok(mut s) = line.lock() else { return };
-    let m = ToAgent::Rank(FromRank::Goodbye(Leaving::from_kind(kind, status)));
-    let _ = message::write(&mut *s, &m);
+    let _ = message::write(&mut *s, &ToAgent::Rank(FromRank::Goodbye(leaving)));
     let _ = s.flush();
+}
+
+/// The execve that a goodbye announced has failed: the program runs on, without checkpoints.
+pub(crate) fn stayed() {
+    if let Some(Ok(s)) = LINE.get().map(Mutex::lock) {
+        let _ = s.shutdown(std::net::Shutdown::Both);
+        crate::control::log("execve failed after the goodbye; no more checkpoints are taken");
+    }
 }
 
 impl Link {
     /// The control thread's life.
     pub(crate) fn serve(self) {
+        // SAFETY: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED (16): no memory is touched.
+        unsafe { stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 16, 0, 0) };
         let rank = half().rank.load(Relaxed);
         let mut client = Client::new(Rank(rank));
         let stream = match connect(&self.run) {
@@ -170,7 +192,10 @@ impl Link {
                     self.perform(client, work, over, tx);
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) if settles => client.on_local(clocks()),
+                Err(RecvTimeoutError::Timeout) if settles => {
+                    work.aim();
+                    client.on_local(clocks())
+                }
                 Err(RecvTimeoutError::Timeout) => drain(work).map_or_else(Vec::new, |l| client.on_local(l)),
             };
             self.perform(client, work, actions, tx);
@@ -182,7 +207,9 @@ impl Link {
         while let Some(a) = queue.pop_front() {
             let local = match a {
                 ClientAction::Send(m) => {
-                    if let Some(Ok(mut s)) = LINE.get().map(Mutex::lock) {
+                    if let Some(Ok(mut s)) = LINE.get().map(Mutex::lock)
+                        && LEFT.load(SeqCst) == 0
+                    {
                         let _ = message::write(&mut *s, &ToAgent::Rank(m));
                     }
                     None
@@ -197,15 +224,16 @@ impl Link {
                     Some(Local::Reasons(r))
                 }
                 ClientAction::ReportClocks => {
+                    work.targets.clear();
+                    for c in known() {
+                        c.target.store(0, SeqCst);
+                    }
                     half().flags.fetch_or(FLAG_SETTLE, SeqCst);
                     Some(clocks())
                 }
                 ClientAction::SetTargets { targets } => {
-                    for (gid, target) in targets {
-                        if let Some(c) = upper().clocks.iter().find(|c| c.gid.load(Relaxed) == gid) {
-                            c.target.store(target, SeqCst);
-                        }
-                    }
+                    work.targets.extend(targets);
+                    work.aim();
                     half().release.fetch_add(1, SeqCst);
                     futex_wake_all(&half().release);
                     Some(clocks())
@@ -379,28 +407,65 @@ fn read_all(mut from: UnixStream, tx: &Sender<Event>) {
     }
 }
 
-/// The collective clocks as they stand. A membarrier first: a thread that has not seen the flag is seen here.
-fn clocks() -> Local {
-    // SAFETY: MEMBARRIER_CMD_GLOBAL (1): no memory is touched.
-    unsafe { stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 1, 0, 0) };
+/// Clocks in use.
+fn known() -> impl Iterator<Item = &'static abi::Clock> {
     let n = upper().n_clocks.load(Acquire) as usize;
-    let clocks = upper()
-        .clocks
+    upper().clocks.iter().take(n).filter(|c| c.gid.load(Acquire) != 0)
+}
+
+impl Work {
+    /// Writes the targets into the clocks; a held thread looks again if one has moved.
+    fn aim(&self) {
+        let mut moved = false;
+        for c in known() {
+            if let Some(t) = self.targets.get(&c.gid.load(Relaxed)) {
+                moved |= c.target.swap(*t, SeqCst) != *t;
+            }
+        }
+        if moved {
+            half().release.fetch_add(1, SeqCst);
+            futex_wake_all(&half().release);
+        }
+    }
+}
+
+/// The collective clocks as they stand: read again until two readings agree, since a communicator may be made meanwhile.
+/// A membarrier first: a thread that has not seen the flag is seen here.
+fn clocks() -> Local {
+    // SAFETY: MEMBARRIER_CMD_PRIVATE_EXPEDITED (8), or where it is not registered MEMBARRIER_CMD_GLOBAL (1): no memory is
+    // touched.
+    unsafe {
+        if stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 8, 0, 0) != 0 {
+            stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 1, 0, 0);
+        }
+    }
+    let glance = || -> Vec<(u64, u64)> {
+        known().map(|c| (c.gid.load(Acquire), c.count.load(Acquire))).collect()
+    };
+    let mut seen = glance();
+    let mut steady = false;
+    for _ in 0..8 {
+        let again = glance();
+        steady = again == seen;
+        if steady {
+            break;
+        }
+        seen = again;
+    }
+    let clocks = seen
         .iter()
-        .take(n)
-        .filter(|c| c.gid.load(Relaxed) != 0)
-        .map(|c| {
-            let count = c.count.load(Acquire);
-            let members = c.members.load(Relaxed) as usize;
-            let len = c.n_members.load(Relaxed) as usize;
-            // SAFETY: the front keeps `n_members` ranks at this address as long as the clock lives.
-            let members = if members == 0 {
+        .map(|(gid, count)| {
+            let of = known().find(|c| c.gid.load(Relaxed) == *gid);
+            let members = of.map_or((0, 0), |c| (c.members.load(Relaxed), c.n_members.load(Relaxed)));
+            let members = if members.0 == 0 {
                 Vec::new()
             } else {
-                unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u32>(members), len) }
-                    .to_vec()
+                let at = std::ptr::with_exposed_provenance::<u32>(members.0 as usize);
+                // SAFETY: the front keeps as many ranks at this address as long as the process lives.
+                unsafe { std::slice::from_raw_parts(at, members.1 as usize) }.to_vec()
             };
-            Clock { gid: c.gid.load(Relaxed), count: count >> 1, inside: count & 1 == 1, members }
+            // What was not read in one piece counts as inside: it cannot settle.
+            Clock { gid: *gid, count: count >> 1, inside: count & 1 == 1 || !steady, members }
         })
         .collect();
     let mut doing = Doing::Waiting;
@@ -410,6 +475,8 @@ fn clocks() -> Local {
             abi::doing::HELD => doing = Doing::Held(gid),
             abi::doing::INSIDE => doing = Doing::Inside(gid),
             abi::doing::WAITING => {}
+            // A thread that has never been in a front (a worker of OpenMP, say) sends nothing that a peer waits for.
+            _ if t.lower_fs.load(Relaxed) == 0 => {}
             _ => {
                 doing = Doing::Running;
                 break;

@@ -14,8 +14,7 @@ use stillpoint_sys::{half, raw, upper};
 
 use crate::clock;
 use crate::cross::Inside;
-use crate::handles::{Comm, Datatype, Head, Op, Topology, real};
-use crate::predefined;
+use crate::handles::{Comm, Datatype, Head, Kind, Op, Topology, is_live, real, retain};
 use crate::request::{self, Does, Request};
 
 struct Here;
@@ -48,7 +47,11 @@ pub(crate) struct Within(Option<&'static Clock>);
 #[inline(always)]
 unsafe fn within(comm: *const Comm) -> Within {
     // SAFETY: the caller's promise; all handles of communicators, also MPI_COMM_NULL, are `Comm` objects.
-    let index = if comm.is_null() { u32::MAX } else { unsafe { (*comm).clock } };
+    Within::at(if comm.is_null() { u32::MAX } else { unsafe { (*comm).clock } })
+}
+
+#[inline(always)]
+fn within_clock(index: u32) -> Within {
     let clock = upper().clocks.get(index as usize);
     if let Some(c) = clock {
         clock::enter(c, &Here);
@@ -57,6 +60,12 @@ unsafe fn within(comm: *const Comm) -> Within {
 }
 
 impl Within {
+    /// [`within`], by the place of the clock; nothing for [`crate::clocks::NONE`].
+    #[inline(always)]
+    pub(crate) fn at(index: u32) -> Within {
+        within_clock(index)
+    }
+
     /// [`within`], for what makes communicators.
     ///
     /// # Safety
@@ -73,6 +82,39 @@ impl Drop for Within {
     fn drop(&mut self) {
         if let Some(c) = self.0 {
             clock::leave(c, &Here);
+        }
+    }
+}
+
+/// An operation or datatype that a non-blocking collective works with.
+#[derive(Debug)]
+struct Held(*mut Head);
+
+impl Held {
+    /// # Safety
+    /// `o` is null or a handle.
+    unsafe fn new(o: *mut Head) -> Held {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !is_live(o, Kind::Op) && !is_live(o, Kind::Datatype) {
+                return Held(core::ptr::null_mut());
+            }
+            retain(o);
+        }
+        Held(o)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: held since `new`.
+            unsafe {
+                match (*self.0).kind {
+                    Kind::Op => crate::op::let_go(self.0.cast()),
+                    _ => crate::types::let_go(self.0.cast()),
+                }
+            }
         }
     }
 }
@@ -137,6 +179,21 @@ macro_rules! low {
 macro_rules! keep {
     (DatatypeP $v:ident $comm:ident $f:ident) => {
         types($v, $comm, stringify!($f), stringify!($v))
+    };
+    ($other:ident $v:ident $comm:ident $f:ident) => {
+        ()
+    };
+}
+// The same for a non-blocking one: the application may free these handles once it has started.
+macro_rules! keep_longer {
+    (DatatypeP $v:ident $comm:ident $f:ident) => {
+        types($v, $comm, stringify!($f), stringify!($v))
+    };
+    (Op $v:ident $comm:ident $f:ident) => {
+        Held::new($v.cast())
+    };
+    (Datatype $v:ident $comm:ident $f:ident) => {
+        Held::new($v.cast())
     };
     ($other:ident $v:ident $comm:ident $f:ident) => {
         ()
@@ -222,7 +279,7 @@ macro_rules! row {
                     let _within = within(on);
                     // From the start below until the drain can find the request, the thread is not stopped.
                     let _inside = Inside::enter();
-                    $( let $a = (keep!($k $a on $name), $a); )*
+                    $( let $a = (keep_longer!($k $a on $name), $a); )*
                     let code = call!(q; $name($($a: $k),*));
                     if code == 0 {
                         let kept = ($($a.0,)*);
@@ -248,15 +305,30 @@ macro_rules! rows {
 }
 stillpoint_mpi_table::for_each_mpi!(rows);
 
-/// What MPI_Finalize begins with: all ranks have arrived, and a checkpoint could still be taken while they came.
+/// What MPI_Finalize begins with: all ranks have arrived. A dissemination barrier of the front's own messages, so it
+/// can be interrupted, and a checkpoint can be taken while some ranks stand in it and others compute for hours.
 pub(crate) fn last_barrier() -> c_int {
-    let mut r = request::null();
-    // SAFETY: the world is live until MPI_Finalize, and the request is our own.
-    unsafe {
-        let code = MPI_Ibarrier(predefined!(ompi_mpi_comm_world as Comm), &raw mut r);
+    // SAFETY: lives for ever; written in MPI_Init.
+    let (rank, size) = unsafe { ((*crate::comm::hidden()).rank, (*crate::comm::hidden()).size) };
+    let (rank, size) = (rank.cast_unsigned(), size.cast_unsigned());
+    let mut step = 1;
+    let mut tag = 1;
+    while step < size {
+        let (to, from) = ((rank + step) % size, (rank + size - step) % size);
+        let code = crate::p2p::exchange(to, &[], from, &mut [], tag);
         if code != 0 {
             return code;
         }
-        request::MPI_Wait(&raw mut r, core::ptr::null_mut())
+        step *= 2;
+        tag += 1;
     }
+    // What the application has let go of is complete soon, now that everybody is here; a wrong program is not waited for.
+    for _ in 0..10_000 {
+        let mut p = request::begin();
+        p.sweep();
+        if p.orphans == 0 {
+            break;
+        }
+    }
+    0
 }

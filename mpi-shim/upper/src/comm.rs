@@ -8,20 +8,31 @@
 #![allow(unsafe_code, reason = "exports functions")]
 
 use core::ffi::{c_char, c_int};
-use core::sync::atomic::Ordering::{Relaxed, Release};
+use core::sync::atomic::Ordering::Relaxed;
 
-use stillpoint_abi::half::MAX_CLOCKS;
+use stillpoint_abi::half::refuse;
+use stillpoint_sys::upper;
 
 use crate::errhandler::{ERR_COMM, put, raise};
 use crate::handles::{
-    Comm, Datatype, Group, Head, Info, Kind, Op, Topology, is_live, make, real, release, retain, unmake,
+    Comm, Datatype, FLAG_FREED, Group, Head, Info, Kind, Op, Room, is_live, make, real, release, retain, unmake,
 };
 use crate::state::lock;
 use crate::{down, export, predefined};
 
 /// World rank of a process outside of the job.
 pub const STRANGER: u32 = u32::MAX;
-const UNDEFINED: c_int = -32766;
+pub(crate) const UNDEFINED: c_int = -32766;
+
+/// Identity of [`hidden`].
+const HIDDEN: u64 = 1 << 61;
+
+/// The front's own duplicate of MPI_COMM_WORLD: the parent of all that a restart makes, and the way of the front's own
+/// messages, which the drain brings home like any other. Its real object is made with MPI_Init, at every start.
+pub fn hidden() -> *mut Comm {
+    static OBJECT: Room<Comm, 512> = Room::new(Comm::new(Head::new(Kind::Comm, 0)));
+    (&raw const OBJECT).cast_mut().cast()
+}
 
 /// Real world group, made when needed.
 fn world_group() -> usize {
@@ -74,20 +85,21 @@ fn describe(c: &mut Comm) {
 
 /// Gives `c` its clock.
 fn wind(c: &mut Comm) {
-    let clocks = &stillpoint_sys::upper().clocks;
-    let Some(i) = (0..MAX_CLOCKS).find(|&i| clocks[i].gid.load(Relaxed) == 0) else {
+    c.clock = crate::clocks::wind(c.gid, c.local.iter().chain(&c.remote).copied().collect());
+    if c.clock == crate::clocks::NONE {
         c.known = false;
-        return;
-    };
-    let all: Vec<u32> = c.local.iter().chain(&c.remote).copied().collect();
-    let n = all.len() as u64;
-    let all = Box::leak(all.into_boxed_slice());
-    clocks[i].count.store(0, Relaxed);
-    clocks[i].target.store(0, Relaxed);
-    clocks[i].members.store(all.as_ptr().expose_provenance() as u64, Relaxed);
-    clocks[i].n_members.store(n, Relaxed);
-    clocks[i].gid.store(c.gid, Release);
-    c.clock = u32::try_from(i).unwrap_or(u32::MAX);
+    }
+}
+
+/// `c` exists from now on: its clock runs, and a restart makes it again.
+fn enroll(c: *mut Comm) {
+    // SAFETY: just made; nobody else knows it.
+    let c = unsafe { &mut *c };
+    wind(c);
+    if !c.known {
+        upper().refusals[refuse::STRANGERS].fetch_add(1, Relaxed);
+    }
+    lock().comms.push(c);
 }
 
 /// Agrees on an identity with the other members, by communication on the new communicator.
@@ -135,13 +147,8 @@ pub unsafe fn adopt(at: usize, parent: *mut Comm) -> *mut Comm {
                 retain((*c).errhandler);
             }
         }
-        wind(&mut *c);
-        let mut s = lock();
-        s.comms.push(c);
-        if !(*c).known {
-            s.strangers += 1;
-        }
     }
+    enroll(c);
     c
 }
 
@@ -164,31 +171,69 @@ pub fn first() {
         c.name = name.as_bytes().to_vec();
         wind(c);
     }
+    // SAFETY: as above.
+    let (h, w) = unsafe { (&mut *hidden(), &*predefined!(ompi_mpi_comm_world as Comm)) };
+    (h.rank, h.size, h.gid, h.known) = (w.rank, w.size, HIDDEN, true);
+    h.local.clone_from(&w.local);
 }
 
-/// One holder less; at the last one the real object is freed.
+/// One holder less; at the last one the communicator ends.
 ///
 /// # Safety
 /// `c` is live and held by the caller.
 pub unsafe fn let_go(c: *mut Comm) {
     // SAFETY: the caller's promise.
     unsafe {
-        if !release(c) {
-            return;
+        if release(c) {
+            end(c);
         }
+    }
+}
+
+/// The real object is freed, and the clock stops.
+///
+/// # Safety
+/// `c` is live, and its last holder has let go of it.
+pub(crate) unsafe fn end(c: *mut Comm) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let _inside = crate::cross::Inside::enter();
         let mut at = (*c).head.real();
-        down!(MPI_Comm_free(c: *mut usize = &raw mut at) -> c_int);
-        if let Some(clock) = stillpoint_sys::upper().clocks.get((*c).clock as usize) {
-            clock.gid.store(0, Release);
+        if at != 0 {
+            // Local in Open MPI: nobody is waited for.
+            down!(MPI_Comm_free(c: *mut usize = &raw mut at) -> c_int);
         }
+        crate::clocks::retire((*c).clock);
+        crate::request::begin().store.forget((*c).gid);
         put((*c).errhandler);
-        let mut s = lock();
-        s.comms.retain(|&o| o != c);
+        lock().comms.retain(|&o| o != c);
         if !(*c).known {
-            s.strangers = s.strangers.saturating_sub(1);
+            upper().refusals[refuse::STRANGERS].fetch_sub(1, Relaxed);
         }
-        drop(s);
         unmake(c);
+    }
+}
+
+/// The application has freed its handle: what remains to be done by all members.
+///
+/// Freeing is counted like a non-blocking collective, and a barrier that nobody waits for tells when all members have
+/// counted it. Until then the clock stands, so that no checkpoint finds the communicator here and not there.
+unsafe fn depart(c: *mut Comm) {
+    // SAFETY: a live communicator of the application, not a predefined one.
+    unsafe {
+        if (*c).known && (*c).head.real() != 0 && (*c).local.len() + (*c).remote.len() > 1 {
+            let _clock = crate::clock::Within::enter(c);
+            let _inside = crate::cross::Inside::enter();
+            let mut q = 0usize;
+            (*c).head.set(FLAG_FREED);
+            let code = down!(MPI_Ibarrier(c: usize = real(c), q: *mut usize = &raw mut q) -> c_int);
+            if code == 0 {
+                crate::request::adopt_orphan(q, crate::request::Does::Collective, c);
+            }
+        } else {
+            (*c).head.set(FLAG_FREED);
+        }
+        let_go(c);
     }
 }
 
@@ -206,9 +251,71 @@ pub unsafe fn put_text(text: &[u8], to: *mut c_char, room: usize) -> c_int {
     c_int::try_from(n).unwrap_or(0)
 }
 
-fn valid(c: *mut Comm) -> bool {
+pub(crate) fn valid(c: *mut Comm) -> bool {
     // SAFETY: what the application passes as a communicator is a handle.
     unsafe { is_live(c, Kind::Comm) && c != predefined!(ompi_mpi_comm_null as Comm) }
+}
+
+/// Counts as one collective on `c`.
+macro_rules! within {
+    ($c:expr) => {
+        let _clock = crate::clock::Within::enter($c);
+    };
+}
+
+/// Counts a collective of a group that has no communicator yet, while the result lives.
+fn of_group(members: &[u32]) -> Option<crate::clock::Within> {
+    if members.is_empty() || members.contains(&STRANGER) {
+        return None;
+    }
+    Some(crate::clock::Within::at(crate::clocks::of_group(members)))
+}
+
+/// World ranks of the remote side of an intercommunicator that is about to be made. The leaders ask each other, which
+/// can be interrupted, and tell their sides in a collective of their own. `None` if that cannot be known: then the
+/// library says what is wrong, or the other side is outside of the job.
+unsafe fn other_side(local: *mut Comm, leader: c_int, bridge: *mut Comm, remote: c_int, tag: c_int) -> Option<Vec<u32>> {
+    // SAFETY: the caller has checked `local`; `bridge` counts at the leader only.
+    unsafe {
+        let mine: &Vec<u32> = &(*local).local;
+        if (*local).inter || usize::try_from(leader).is_ok_and(|l| l >= mine.len()) || leader < 0 {
+            return None;
+        }
+        let mut theirs: Vec<u32> = Vec::new();
+        if (*local).rank == leader {
+            let world = if valid(bridge) { (*bridge).peer_world(remote) } else { None };
+            if let Some(w) = world.filter(|&w| w != STRANGER && !mine.contains(&STRANGER) && !mine.contains(&w)) {
+                theirs = leaders(w, mine, 1 << 20 | (tag & 0xf_ffff)).unwrap_or_default();
+            }
+        }
+        let mut n = c_int::try_from(theirs.len()).unwrap_or(0);
+        let (c, ty) = (real(local), real(predefined!(ompi_mpi_uint32_t as Datatype)));
+        let mut code = {
+            within!(local);
+            down!(MPI_Bcast(b: *mut c_int = &raw mut n, n: c_int = 1, t: usize = ty, r: c_int = leader, c: usize = c) -> c_int)
+        };
+        theirs.resize(usize::try_from(n).unwrap_or(0), 0);
+        if code == 0 && n > 0 {
+            within!(local);
+            code = down!(MPI_Bcast(b: *mut u32 = theirs.as_mut_ptr(), n: c_int = n, t: usize = ty, r: c_int = leader, c: usize = c) -> c_int);
+        }
+        (code == 0 && n > 0).then_some(theirs)
+    }
+}
+
+/// The members of the other leader's side, for those of this one.
+fn leaders(other: u32, mine: &[u32], tag: c_int) -> Option<Vec<u32>> {
+    let bytes: Vec<u8> = mine.iter().flat_map(|r| r.to_le_bytes()).collect();
+    let mut n = [0u8; 4];
+    let len = u32::try_from(mine.len()).ok()?;
+    if crate::p2p::exchange(other, &len.to_le_bytes(), other, &mut n, tag) != 0 {
+        return None;
+    }
+    let mut theirs = vec![0u8; u32::from_le_bytes(n) as usize * 4];
+    if crate::p2p::exchange(other, &bytes, other, &mut theirs, tag) != 0 {
+        return None;
+    }
+    Some(theirs.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect())
 }
 
 macro_rules! check {
@@ -227,13 +334,6 @@ macro_rules! finish {
         0
     }};
 }
-/// Counts as one collective on `c`.
-macro_rules! within {
-    ($c:expr) => {
-        let _clock = crate::clock::Within::enter($c);
-    };
-}
-
 export! {
     fn MPI_Comm_rank(comm: *mut Comm, rank: *mut c_int) -> c_int {
         check!(comm, "MPI_Comm_rank");
@@ -303,6 +403,52 @@ export! {
         (**new).info = (*comm).info.clone();
         crate::attr::copy_all(comm.cast(), (*new).cast())
     }
+    fn MPI_Comm_idup(comm: *mut Comm, new: *mut *mut Comm, request: *mut *mut crate::request::Request) -> c_int {
+        check!(comm, "MPI_Comm_idup");
+        *request = crate::request::null();
+        let c = make(Comm::new(Head::new(Kind::Comm, 0)));
+        let mut place = Box::new(0usize);
+        let code = {
+            within!(comm);
+            let _inside = crate::cross::Inside::enter();
+            let (mut q, n) = (0usize, &raw mut *place);
+            let code = down!(MPI_Comm_idup(c: usize = real(comm), n: *mut usize = n, q: *mut usize = &raw mut q) -> c_int);
+            if code == 0 {
+                // Known before it can be used: its members are the parent's, its identity follows from the parent's.
+                let (p, c) = (&mut *comm, &mut *c);
+                (c.rank, c.size, c.inter, c.known) = (p.rank, p.size, p.inter, p.known);
+                c.local.clone_from(&p.local);
+                c.remote.clone_from(&p.remote);
+                c.topology = p.topology.clone();
+                c.info.clone_from(&p.info);
+                c.keyhash = &raw mut *c;
+                p.derived += 1;
+                c.gid = crate::clocks::gid_of_child(p.gid, p.derived);
+                c.errhandler = p.errhandler;
+                if !c.errhandler.is_null() {
+                    retain(c.errhandler);
+                }
+                enroll(c);
+                // The request holds it until the library has written its handle.
+                retain(&raw mut *c);
+                let at = core::ptr::from_mut(c).expose_provenance();
+                let then: Box<dyn FnOnce()> = Box::new(move || {
+                    let c = core::ptr::with_exposed_provenance_mut::<Comm>(at);
+                    (*c).head.set_real(*place);
+                    // Never the last holder: it cannot be freed before it exists.
+                    release(c);
+                });
+                *request = crate::request::adopt(q, crate::request::Does::Collective, comm, Some(then));
+            }
+            code
+        };
+        if code != 0 {
+            unmake(c);
+            return raise(comm.cast(), code, "MPI_Comm_idup");
+        }
+        *new = c;
+        crate::attr::copy_all(comm.cast(), c.cast())
+    }
     fn MPI_Comm_dup_with_info(comm: *mut Comm, info: *mut Info, new: *mut *mut Comm) -> c_int {
         let code = MPI_Comm_dup(comm, new);
         if code == 0 && is_live(info, Kind::Info) {
@@ -338,6 +484,9 @@ export! {
     }
     fn MPI_Comm_create_group(comm: *mut Comm, group: *mut Group, tag: c_int, new: *mut *mut Comm) -> c_int {
         check!(comm, "MPI_Comm_create_group");
+        let mut members = if is_live(group, Kind::Group) { (*group).ranks.clone() } else { Vec::new() };
+        members.sort_unstable();
+        let _clock = of_group(&members);
         let mut at = 0usize;
         let mut g = crate::group::lower(group);
         let code = down!(MPI_Comm_create_group(
@@ -347,6 +496,12 @@ export! {
     }
     fn MPI_Intercomm_create(local: *mut Comm, leader: c_int, bridge: *mut Comm, remote: c_int, tag: c_int, new: *mut *mut Comm) -> c_int {
         check!(local, "MPI_Intercomm_create");
+        let theirs = other_side(local, leader, bridge, remote, tag);
+        let _clock = theirs.map(|mut all| {
+            all.extend(&(*local).local);
+            all.sort_unstable();
+            of_group(&all)
+        });
         let mut at = 0usize;
         let code = down!(MPI_Intercomm_create(
             l: usize = real(local), a: c_int = leader, b: usize = real(bridge), r: c_int = remote, t: c_int = tag,
@@ -370,7 +525,7 @@ export! {
         if code != 0 {
             return raise(c.cast(), code, "MPI_Comm_free");
         }
-        let_go(c);
+        depart(c);
         *comm = predefined!(ompi_mpi_comm_null as Comm);
         0
     }
@@ -401,107 +556,9 @@ export! {
         *info = make(Info { head: Head::new(Kind::Info, 0), pairs: (*comm).info.clone() });
         0
     }
-    fn MPI_Topo_test(comm: *mut Comm, status: *mut c_int) -> c_int {
-        check!(comm, "MPI_Topo_test");
-        *status = match (*comm).topology {
-            Topology::None => UNDEFINED,
-            Topology::Cart { .. } => 1,
-            Topology::Graph { .. } => 2,
-            Topology::Dist { .. } => 3,
-        };
-        0
-    }
-    fn MPI_Cart_create(comm: *mut Comm, n: c_int, dims: *const c_int, periods: *const c_int, reorder: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Cart_create");
-        within!(comm);
-        let mut at = 0usize;
-        let code = down!(MPI_Cart_create(
-            c: usize = real(comm), n: c_int = n, d: *const c_int = dims, p: *const c_int = periods, r: c_int = reorder,
-            new: *mut usize = &raw mut at) -> c_int);
-        if code != 0 {
-            return raise(comm.cast(), code, "MPI_Cart_create");
-        }
-        let c = adopt(at, comm);
-        if valid(c) {
-            (*c).topology = Topology::Cart { dims: copied(dims, n), periods: copied(periods, n) };
-        }
-        *new = c;
-        0
-    }
-    fn MPI_Cartdim_get(comm: *mut Comm, n: *mut c_int) -> c_int {
-        check!(comm, "MPI_Cartdim_get");
-        let Topology::Cart { dims, .. } = &(*comm).topology else {
-            return raise(comm.cast(), 11, "MPI_Cartdim_get");
-        };
-        *n = c_int::try_from(dims.len()).unwrap_or(0);
-        0
-    }
-    fn MPI_Cart_sub(comm: *mut Comm, remain: *const c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Cart_sub");
-        within!(comm);
-        let Topology::Cart { dims, periods } = (*comm).topology.clone() else {
-            return raise(comm.cast(), 11, "MPI_Cart_sub");
-        };
-        let mut at = 0usize;
-        let code = down!(MPI_Cart_sub(c: usize = real(comm), r: *const c_int = remain, n: *mut usize = &raw mut at) -> c_int);
-        if code != 0 {
-            return raise(comm.cast(), code, "MPI_Cart_sub");
-        }
-        let c = adopt(at, comm);
-        if valid(c) {
-            let keep = copied(remain, c_int::try_from(dims.len()).unwrap_or(0));
-            let pick = |v: &[c_int]| v.iter().zip(&keep).filter(|k| *k.1 != 0).map(|k| *k.0).collect::<Vec<_>>();
-            (*c).topology = Topology::Cart { dims: pick(&dims), periods: pick(&periods) };
-        }
-        *new = c;
-        0
-    }
 }
 
-/// # Safety
-/// `at` is readable for `n` integers, or `n` is not positive.
-unsafe fn copied(at: *const c_int, n: c_int) -> Vec<c_int> {
-    let n = usize::try_from(n).unwrap_or(0);
-    if n == 0 || at.is_null() {
-        return Vec::new();
-    }
-    // SAFETY: the caller's promise.
-    unsafe { core::slice::from_raw_parts(at, n) }.to_vec()
-}
-
-/// Queries on a communicator that the library answers without talking to anybody.
-macro_rules! asked {
-    ($($name:ident($($a:ident: $t:ty),*);)*) => {
-        export! { $(
-            fn $name(comm: *mut Comm, $($a: $t),*) -> c_int {
-                if !valid(comm) {
-                    return raise(core::ptr::null_mut(), ERR_COMM, stringify!($name));
-                }
-                let code = down!($name(c: usize = real(comm), $($a: $t = $a),*) -> c_int);
-                raise(comm.cast(), code, stringify!($name))
-            }
-        )* }
-    };
-}
-asked! {
-    MPI_Cart_coords(rank: c_int, n: c_int, coords: *mut c_int);
-    MPI_Cart_get(n: c_int, dims: *mut c_int, periods: *mut c_int, coords: *mut c_int);
-    MPI_Cart_map(n: c_int, dims: *const c_int, periods: *const c_int, rank: *mut c_int);
-    MPI_Cart_rank(coords: *const c_int, rank: *mut c_int);
-    MPI_Cart_shift(direction: c_int, disp: c_int, source: *mut c_int, dest: *mut c_int);
-    MPI_Graph_get(ni: c_int, ne: c_int, index: *mut c_int, edges: *mut c_int);
-    MPI_Graph_map(n: c_int, index: *const c_int, edges: *const c_int, rank: *mut c_int);
-    MPI_Graph_neighbors(rank: c_int, n: c_int, neighbors: *mut c_int);
-    MPI_Graph_neighbors_count(rank: c_int, n: *mut c_int);
-    MPI_Graphdims_get(ni: *mut c_int, ne: *mut c_int);
-    MPI_Dist_graph_neighbors(ni: c_int, s: *mut c_int, sw: *mut c_int, no: c_int, d: *mut c_int, dw: *mut c_int);
-    MPI_Dist_graph_neighbors_count(ni: *mut c_int, no: *mut c_int, weighted: *mut c_int);
-}
 export! {
-    fn MPI_Dims_create(nodes: c_int, n: c_int, dims: *mut c_int) -> c_int {
-        let code = down!(MPI_Dims_create(nodes: c_int = nodes, n: c_int = n, d: *mut c_int = dims) -> c_int);
-        raise(core::ptr::null_mut(), code, "MPI_Dims_create")
-    }
     fn MPI_Comm_get_parent(parent: *mut *mut Comm) -> c_int {
         // A rank under Stillpoint was started by the launcher, never spawned.
         *parent = predefined!(ompi_mpi_comm_null as Comm);
@@ -515,25 +572,31 @@ export! {
         crate::attr::get(comm.cast(), key, value, flag, crate::handles::AttrForm::C)
     }
     fn MPI_Comm_disconnect(comm: *mut *mut Comm) -> c_int {
-        MPI_Comm_free(comm)
-    }
-    fn MPI_Graph_create(comm: *mut Comm, n: c_int, index: *const c_int, edges: *const c_int, reorder: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Graph_create");
-        within!(comm);
-        let mut at = 0usize;
-        let code = down!(MPI_Graph_create(
-            c: usize = real(comm), n: c_int = n, i: *const c_int = index, e: *const c_int = edges, r: c_int = reorder,
-            new: *mut usize = &raw mut at) -> c_int);
+        let c = *comm;
+        check!(c, "MPI_Comm_disconnect");
+        if (*c).head.predefined >= 0 {
+            return raise(c.cast(), ERR_COMM, "MPI_Comm_disconnect");
+        }
+        crate::completion::wait_for_comm(c);
+        if (*c).known {
+            // All members come here, as in the library's own; a barrier that can be interrupted.
+            let mut q = crate::request::null();
+            let code = crate::collective::MPI_Ibarrier(c, &raw mut q);
+            if code != 0 {
+                return code;
+            }
+            crate::request::MPI_Wait(&raw mut q, core::ptr::null_mut());
+            return MPI_Comm_free(comm);
+        }
+        let code = crate::attr::delete_all(c.cast());
         if code != 0 {
-            return raise(comm.cast(), code, "MPI_Graph_create");
+            return raise(c.cast(), code, "MPI_Comm_disconnect");
         }
-        let c = adopt(at, comm);
-        if valid(c) {
-            let index = copied(index, n);
-            let edges = copied(edges, index.last().copied().unwrap_or(0));
-            (*c).topology = Topology::Graph { index, edges };
-        }
-        *new = c;
-        0
+        let mut at = real(c);
+        let code = down!(MPI_Comm_disconnect(c: *mut usize = &raw mut at) -> c_int);
+        (*c).head.set_real(0);
+        depart(c);
+        *comm = predefined!(ompi_mpi_comm_null as Comm);
+        raise(core::ptr::null_mut(), code, "MPI_Comm_disconnect")
     }
 }

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //!   let r = down!(MPI_Barrier(c: usize = real(comm)) -> c_int);
-//!           └ depth 1, fs = lower ─ call ─ fs = upper, depth 0 ─ stop here if FLAG_STOP stands
+//!           └ depth 1 ─ real(comm) ─ fs = lower ─ call ─ fs = upper, depth 0 ─ stop here if FLAG_STOP stands
 //! ```
 //!
 //! What a reader would get wrong: while the guard lives the thread pointer is the lower half's: no allocation, no
 //! thread-local, no lock, no panic. Everything the call needs is made before `enter`.
-#![allow(unsafe_code, reason = "switches the thread pointer")]
+#![allow(unsafe_code, reason = "calls functions by address")]
 
-use core::cell::Cell;
-use core::sync::atomic::Ordering::{Relaxed, Release};
-use stillpoint_abi::half::{FLAG_STOP, ThreadRec};
-use stillpoint_sys::{arch, half, raw};
+use core::sync::atomic::Ordering::Relaxed;
+use stillpoint_abi::half::ThreadRec;
+use stillpoint_loader::switch::{self, Front};
+use stillpoint_sys::half;
 
 /// The address that the back wrote into `slot`; null if it has none.
 #[inline(always)]
@@ -20,124 +20,51 @@ pub fn real(slot: usize) -> *const () {
     core::ptr::with_exposed_provenance(half().back[slot].load(Relaxed))
 }
 
-thread_local! {
-    /// This thread's record, found once.
-    static REC: Cell<Option<&'static ThreadRec>> = const { Cell::new(None) };
-}
-
 /// The calling thread's record.
 #[inline(always)]
 pub fn thread() -> &'static ThreadRec {
-    match REC.get() {
-        Some(r) => r,
-        None => find(),
-    }
-}
-
-#[cold]
-fn find() -> &'static ThreadRec {
-    match stillpoint_sys::thread_by_fs(arch::thread_self()) {
-        Some(r) => {
-            REC.set(Some(r));
-            r
-        }
-        // Every thread of the upper half was made through the hooks, which wrote its record first.
-        None => crate::env::die("the calling thread has no record"),
-    }
+    switch::me()
 }
 
 /// The thread is below while this lives.
 #[derive(Debug)]
 pub struct Crossing {
-    upper_fs: u64,
-    rec: &'static ThreadRec,
+    // In this order: up first, then stand still if that is asked for.
+    _down: switch::Crossing,
+    _front: Front,
 }
 
 /// Goes down: from here until the guard ends, the lower half's thread pointer is set.
 #[inline(always)]
 pub fn enter() -> Crossing {
-    let rec = thread();
-    rec.depth.store(rec.depth.load(Relaxed) + 1, Relaxed);
-    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-    let upper_fs = arch::thread_self();
-    let lower = if rec.epoch.load(Relaxed) == half().epoch.load(Relaxed) {
-        rec.lower_fs.load(Relaxed)
-    } else {
-        borrow(rec)
-    };
-    // SAFETY: the block was lent to this thread by `acquire` in this epoch, and the guard puts ours back.
-    unsafe { arch::set_fs(lower) };
-    Crossing { upper_fs, rec }
+    let front = Front::enter();
+    let down = front.down();
+    Crossing { _down: down, _front: front }
 }
 
-#[cold]
-#[inline(never)]
-fn borrow(rec: &'static ThreadRec) -> u64 {
-    let f = half().acquire.load(Relaxed);
-    // SAFETY: the lower half stores a function of this type there before the upper half starts.
-    let f: extern "C" fn(*const ThreadRec) -> u64 =
-        unsafe { core::mem::transmute(core::ptr::with_exposed_provenance::<()>(f)) };
-    f(rec)
-}
-
-impl Drop for Crossing {
-    #[inline(always)]
-    fn drop(&mut self) {
-        // SAFETY: this thread's own thread pointer from before `enter`.
-        unsafe { arch::set_fs(self.upper_fs) };
-        rise(self.rec);
-    }
-}
-
+/// The first half of [`enter`]: the thread cannot be stopped, and is still up.
 #[inline(always)]
-fn rise(rec: &ThreadRec) {
-    core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-    let depth = rec.depth.load(Relaxed) - 1;
-    rec.depth.store(depth, Release);
-    if depth == 0 && half().flags.load(Relaxed) & FLAG_STOP != 0 {
-        stop();
-    }
-}
-
-/// Stands still here if a stop is asked for: the thread sends itself the signal whose handler does the rest.
-#[cold]
-#[inline(never)]
-pub fn stop() {
-    // SAFETY: a signal to the calling thread; the hooks' handler expects it at depth 0.
-    unsafe {
-        stillpoint_sys::sys!(
-            raw::nr::TGKILL,
-            half().pid.load(Relaxed),
-            raw::gettid(),
-            stillpoint_abi::half::STOP_SIGNAL
-        )
-    };
+pub fn front() -> Front {
+    Front::enter()
 }
 
 /// The thread is inside the front and must not be saved there: it holds a lock, or half an object is written.
 #[derive(Debug)]
-pub struct Inside(&'static ThreadRec);
+pub struct Inside {
+    _front: Front,
+}
 
 impl Inside {
     /// From here until it ends, the calling thread is not stopped.
     #[inline(always)]
     pub fn enter() -> Inside {
-        let rec = thread();
-        rec.depth.store(rec.depth.load(Relaxed) + 1, Relaxed);
-        core::sync::atomic::compiler_fence(core::sync::atomic::Ordering::SeqCst);
-        Inside(rec)
-    }
-}
-
-impl Drop for Inside {
-    #[inline(always)]
-    fn drop(&mut self) {
-        rise(self.0);
+        Inside { _front: Front::enter() }
     }
 }
 
 /// Crosses and calls a function of the back: `down!(MPI_Name(a: type = value, …) -> result)`, or
-/// `down!(helper Name(…) -> result)`. The values are computed upstairs, before the crossing.
+/// `down!(helper Name(…) -> result)`. The values are computed upstairs, before the crossing, and where the thread is
+/// not stopped: a handle of the library that was read before a stop would be stale after a restart.
 #[macro_export]
 macro_rules! down {
     (helper $name:ident($($a:ident: $t:ty = $v:expr),* $(,)?) -> $r:ty) => {
@@ -148,13 +75,15 @@ macro_rules! down {
         $crate::down!(@ stillpoint_mpi_table::Fn::$name as usize; ($($a: $t = $v),*) -> $r)
     };
     (@ $slot:expr; ($($a:ident: $t:ty = $v:expr),*) -> $r:ty) => {{
+        // Before anything is read that a restart changes: from here on the thread is not stopped.
+        let front = $crate::cross::front();
         let ($($a,)*): ($($t,)*) = ($($v,)*);
         let at = $crate::cross::real($slot);
         // SAFETY: the back filled the slot with the function of that name, whose C prototype these types are.
         #[allow(unused_unsafe, reason = "also used within unsafe functions")]
         unsafe {
             let f = core::mem::transmute::<*const (), unsafe extern "C" fn($($t),*) -> $r>(at);
-            let _down = $crate::cross::enter();
+            let _down = front.down();
             f($($a),*)
         }
     }};

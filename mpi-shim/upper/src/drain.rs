@@ -2,24 +2,28 @@
 //! on the still stack and the main thread's thread pointer, while every thread of the rank stands still.
 //!
 //! ```text
-//!  COUNTS ──▶ to each peer: u64 messages sent to it · u32 n · n × { u64 gid, u64 id, u64 later, i32 tag }   (LE)
+//!  COUNTS ──▶ to each peer: u64 messages sent to it · u32 n · n × { u64 gid, u64 id, u64 later, i32 tag, u32 again } (LE)
 //!  DRAIN  ──▶ the same from each peer: test all requests, probe all communicators, until received == sent
 //!  RESUME ──▶ acknowledge what needs it          REBUILD ──▶ post unmatched receives again, in their order
 //! ```
 //!
 //! What a reader would get wrong: DRAIN may be, and should be, repeated while other ranks still drain: a send that is
 //! complete here may still need this rank's progress to leave it. Repeating costs one round of tests. `later` counts
-//! the messages of the same communicator, destination and tag behind a synchronous one, by which the receiver finds it.
+//! the messages of the same communicator, destination and tag behind a synchronous one, by which the receiver finds it;
+//! `again` says that it was told at an earlier checkpoint, and asks for an acknowledgement that may have been lost.
+//!
+//! A checkpoint that is given up before DRAIN has told nobody, so what COUNTS marked is unmarked. After DRAIN the
+//! senders wait for their acknowledgements, and each receiver works off what it was told with what it has.
 #![allow(unsafe_code, reason = "works on requests through raw pointers")]
 
 use crate::down;
 use crate::handles::{Comm, Datatype, Status, real};
+use crate::ledger::P2p;
 use crate::matching::{ANY_SOURCE, ANY_TAG, Drained, SyncId};
 use crate::predefined;
-use crate::request::{Does, P2p, Request, SUCCESS, begin};
+use crate::request::{Does, Request, SUCCESS, begin};
 use alloc::vec::Vec;
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use stillpoint_abi::half::{StillArg, still};
 
 /// A synchronous send that was incomplete when the ranks stood still.
@@ -29,6 +33,7 @@ pub(crate) struct Pending {
     pub(crate) id: u64,
     pub(crate) later: u64,
     pub(crate) tag: i32,
+    pub(crate) again: bool,
 }
 
 /// What one peer tells another.
@@ -38,8 +43,11 @@ pub(crate) struct Told {
     pub(crate) pending: Vec<Pending>,
 }
 
+/// Bytes of a [`Pending`].
+const PENDING: usize = 32;
+
 fn put_record(out: &mut Vec<u8>, rank: u32, t: &Told) {
-    let n = 12 + 28 * t.pending.len();
+    let n = 12 + PENDING * t.pending.len();
     out.extend_from_slice(&rank.to_le_bytes());
     out.extend_from_slice(&(n as u32).to_le_bytes());
     out.extend_from_slice(&t.sent.to_le_bytes());
@@ -49,6 +57,7 @@ fn put_record(out: &mut Vec<u8>, rank: u32, t: &Told) {
             out.extend_from_slice(&v.to_le_bytes());
         }
         out.extend_from_slice(&p.tag.to_le_bytes());
+        out.extend_from_slice(&u32::from(p.again).to_le_bytes());
     }
 }
 
@@ -75,23 +84,24 @@ fn told(b: &[u8]) -> Option<Told> {
     let n = u32_at(b, 8)? as usize;
     let pending = (0..n)
         .map(|i| {
-            let at = 12 + 28 * i;
+            let at = 12 + PENDING * i;
             Some(Pending {
                 gid: u64_at(b, at)?,
                 id: u64_at(b, at + 8)?,
                 later: u64_at(b, at + 16)?,
                 tag: u32_at(b, at + 24)?.cast_signed(),
+                again: u32_at(b, at + 28)? != 0,
             })
         })
         .collect::<Option<_>>()?;
     Some(Told { sent: u64_at(b, 0)?, pending })
 }
 
-/// The list of peers' synchronous sends has been worked off in this checkpoint.
-static MARKED: AtomicBool = AtomicBool::new(false);
-
 fn counts(p: &mut P2p) -> Vec<u8> {
-    MARKED.store(false, Relaxed);
+    p.read_mail();
+    p.round.marked.clear();
+    p.round.told = None;
+    p.round.worked_off = false;
     let mut all: Vec<Told> = p.sent.iter().map(|&sent| Told { sent, pending: Vec::new() }).collect();
     for i in 0..p.live.len() {
         let r = p.live[i];
@@ -103,16 +113,18 @@ fn counts(p: &mut P2p) -> Vec<u8> {
             let c = &*(*r).comm;
             let Some(t) = c.peer_world((*r).peer).and_then(|w| all.get_mut(w as usize)) else { continue };
             let key = p.keys.get(&(c.gid, (*r).peer, (*r).tag)).map_or(0, |k| k.sent);
-            // One drained at an earlier checkpoint is known to its receiver already.
-            if !(*r).unacknowledged {
+            let again = (*r).unacknowledged;
+            if !again {
                 (*r).unacknowledged = true;
-                t.pending.push(Pending {
-                    gid: c.gid,
-                    id: (*r).serial,
-                    later: key - (*r).position,
-                    tag: (*r).tag,
-                });
+                p.round.marked.push(r);
             }
+            t.pending.push(Pending {
+                gid: c.gid,
+                id: (*r).serial,
+                later: key.saturating_sub((*r).position),
+                tag: (*r).tag,
+                again,
+            });
         }
     }
     let mut out = Vec::new();
@@ -122,40 +134,96 @@ fn counts(p: &mut P2p) -> Vec<u8> {
     out
 }
 
+/// Nobody has been told of the synchronous sends that the last COUNTS marked.
+fn unmark(p: &mut P2p) {
+    for r in core::mem::take(&mut p.round.marked) {
+        // SAFETY: no thread has run since they were marked, so they live.
+        unsafe {
+            (*r).forget_peer();
+            if (*r).done {
+                p.forget_sync((*(*r).comm).gid, &*r);
+            }
+        }
+    }
+}
+
 fn byte() -> usize {
     // SAFETY: predefined objects live for ever.
     unsafe { real(predefined!(ompi_mpi_byte as Datatype)) }
 }
 
-/// Receives the message behind a real handle as bytes. It was matched, so its sender is in its own drain or has sent
-/// it: the loop ends without the application.
-fn pull(mut message: usize, status: Status) -> Option<Drained> {
-    let n = c_int::try_from(status.ucount).ok()?;
+/// Starts to receive the message behind a real handle as bytes.
+fn pull(mut message: usize, status: Status) -> Result<Drained, c_int> {
     let mut bytes = alloc::vec![0u8; status.ucount];
-    let (at, mut q, t) = (bytes.as_mut_ptr(), 0usize, byte());
+    let span = Span::of(status.ucount);
+    let (at, mut q, t, n) = (bytes.as_mut_ptr(), 0usize, span.ty, span.count);
     let code = down!(MPI_Imrecv(b: *mut u8 = at, n: c_int = n, t: usize = t, m: *mut usize = &raw mut message,
         q: *mut usize = &raw mut q) -> c_int);
     if code != SUCCESS {
-        return None;
+        return Err(code);
     }
-    let mut s = Status::EMPTY;
-    let code = down!(MPI_Wait(q: *mut usize = &raw mut q, s: *mut Status = &raw mut s) -> c_int);
-    (code == SUCCESS).then_some(Drained { source: status.source, tag: status.tag, bytes, sync: None })
+    Ok(Drained { source: status.source, tag: status.tag, bytes, sync: Vec::new(), real: q })
 }
 
-/// One round: tests all that is pending and pulls what has arrived.
-fn round(p: &mut P2p, comms: &[*mut Comm]) -> bool {
+/// A type and a count for any number of bytes: an int counts no more than 2 GiB.
+#[derive(Debug)]
+pub(crate) struct Span {
+    pub(crate) ty: usize,
+    pub(crate) count: c_int,
+    own: bool,
+}
+
+const CHUNK: usize = 1 << 30;
+
+impl Span {
+    pub(crate) fn of(n: usize) -> Span {
+        if let Ok(count) = c_int::try_from(n) {
+            return Span { ty: byte(), count, own: false };
+        }
+        let (mut chunk, mut ty) = (0usize, 0usize);
+        let lengths = [c_int::try_from(n / CHUNK).unwrap_or(c_int::MAX), (n % CHUNK) as c_int];
+        let at = [0isize, (n / CHUNK * CHUNK).cast_signed()];
+        down!(MPI_Type_contiguous(n: c_int = CHUNK as c_int, t: usize = byte(), o: *mut usize = &raw mut chunk) -> c_int);
+        let types = [chunk, byte()];
+        down!(MPI_Type_create_struct(n: c_int = 2, b: *const c_int = lengths.as_ptr(), d: *const isize = at.as_ptr(),
+            t: *const usize = types.as_ptr(), o: *mut usize = &raw mut ty) -> c_int);
+        down!(MPI_Type_commit(t: *mut usize = &raw mut ty) -> c_int);
+        down!(MPI_Type_free(t: *mut usize = &raw mut chunk) -> c_int);
+        Span { ty, count: 1, own: true }
+    }
+}
+
+impl Drop for Span {
+    fn drop(&mut self) {
+        if self.own {
+            // What was started with it keeps it below.
+            down!(MPI_Type_free(t: *mut usize = &raw mut self.ty) -> c_int);
+        }
+    }
+}
+
+/// True once all bytes of `d` are here.
+fn arrived(d: &mut Drained) -> bool {
+    if d.real != 0 {
+        let (mut q, mut flag) = (d.real, 0);
+        let code = down!(MPI_Test(q: *mut usize = &raw mut q, f: *mut c_int = &raw mut flag,
+            s: *mut Status = core::ptr::null_mut()) -> c_int);
+        if flag != 0 || code != SUCCESS {
+            d.real = 0;
+        }
+    }
+    d.real == 0
+}
+
+/// One round: tests all that is pending and pulls what has arrived. True if something is still pending.
+fn round(p: &mut P2p, comms: &[*mut Comm]) -> Result<bool, c_int> {
     let mut pending = false;
     for i in 0..p.live.len() {
         let r = p.live[i];
         // SAFETY: live requests only are in the list.
         unsafe {
             let below = !p.test(r) && (*r).head.real() != 0;
-            pending |= below
-                && matches!(
-                    (*r).does,
-                    Does::Send | Does::Ssend | Does::Bsend | Does::Collective | Does::Mrecv
-                );
+            pending |= below && ((*r).arriving.is_some() || !matches!((*r).does, Does::Recv | Does::Foreign));
         }
     }
     for &c in comms {
@@ -170,27 +238,52 @@ fn round(p: &mut P2p, comms: &[*mut Comm]) -> bool {
             }
             // SAFETY: as above.
             let comm = unsafe { &*c };
-            let Some(d) = pull(m, s) else { return true };
+            // Its place in the order is taken now; its bytes come when they come.
+            let d = pull(m, s)?;
             p.note_received(comm, d.source);
             p.store.put(comm.gid, d);
         }
     }
-    pending
+    for d in p.store.each() {
+        pending |= !arrived(d);
+    }
+    for i in 0..p.messages.len() {
+        // SAFETY: live messages only are in the list.
+        let m = unsafe { &mut *p.messages[i] };
+        // Messages that matched probes hold become bytes of ours.
+        if m.drained.is_none() {
+            m.drained = Some(pull(m.head.real(), m.status)?);
+            m.head.set_real(0);
+        }
+        pending |= m.drained.as_mut().is_some_and(|d| !arrived(d));
+    }
+    Ok(pending)
 }
 
-fn mark(p: &mut P2p, from: &[(u32, Told)], comms: &[*mut Comm]) {
-    if MARKED.swap(true, Relaxed) {
+fn missing(p: &P2p, world: u32, sent: u64) -> u64 {
+    sent.saturating_sub(p.received.get(world as usize).copied().unwrap_or(0))
+}
+
+/// Works off, once a checkpoint, the synchronous sends that the peers told of.
+fn mark(p: &mut P2p, comms: &[*mut Comm]) {
+    if core::mem::replace(&mut p.round.worked_off, true) {
         return;
     }
-    for (world, t) in from {
+    for (world, t) in p.round.told.take().unwrap_or_default() {
+        let missing = missing(p, world, t.sent);
         for s in &t.pending {
-            let id = SyncId { world: *world, id: s.id };
-            let here = comms.iter().any(|&c| {
-                // SAFETY: the list of communicators holds live ones.
-                let c = unsafe { &*c };
-                c.gid == s.gid
-                    && c.peer_rank(*world).is_some_and(|r| p.store.mark_sync(s.gid, r, s.tag, s.later, id))
-            });
+            let id = SyncId { world, id: s.id };
+            let here = if s.again {
+                p.store.owes(id)
+            } else {
+                comms.iter().any(|&c| {
+                    // SAFETY: the list of communicators holds live ones.
+                    let c = unsafe { &*c };
+                    c.gid == s.gid
+                        && c.peer_rank(world)
+                            .is_some_and(|r| p.store.mark_sync(s.gid, r, s.tag, s.later, missing, id))
+                })
+            };
             if !here {
                 // A receive has it: the sender may know at once, as soon as threads run again.
                 p.due.push(id);
@@ -201,48 +294,56 @@ fn mark(p: &mut P2p, from: &[(u32, Told)], comms: &[*mut Comm]) {
 
 fn comms() -> Vec<*mut Comm> {
     let mut all: Vec<*mut Comm> = crate::state::lock().comms.clone();
-    for c in [predefined!(ompi_mpi_comm_world as Comm), predefined!(ompi_mpi_comm_self as Comm)] {
-        if !all.contains(&c) {
-            all.push(c);
-        }
-    }
-    // SAFETY: the list holds live communicators.
-    all.retain(|&c| unsafe { real(c) } != 0);
+    all.push(predefined!(ompi_mpi_comm_world as Comm));
+    all.push(predefined!(ompi_mpi_comm_self as Comm));
+    all.push(crate::comm::hidden());
+    // SAFETY: the list holds live communicators, and predefined objects live for ever.
+    let null = unsafe { real(predefined!(ompi_mpi_comm_null as Comm)) };
+    all.retain(|&c| {
+        // SAFETY: as above.
+        let at = unsafe { real(c) };
+        at != 0 && at != null
+    });
     all
 }
 
 fn drain(p: &mut P2p, input: &[u8], deadline: u64) -> i64 {
-    let Some(from) = records(input)
-        .and_then(|l| l.into_iter().map(|(w, b)| Some((w, told(b)?))).collect::<Option<Vec<_>>>())
-    else {
-        return -1;
-    };
-    let comms = comms();
-    // Messages that matched probes hold become bytes of ours.
-    for i in 0..p.messages.len() {
-        let m = p.messages[i];
-        // SAFETY: live messages only are in the list.
-        unsafe {
-            if (*m).drained.is_none() {
-                match pull((*m).head.real(), (*m).status) {
-                    Some(d) => (*m).drained = Some(d),
-                    None => return -2,
-                }
-                (*m).head.set_real(0);
-            }
-        }
+    p.read_mail();
+    if p.round.told.is_none() && !p.round.worked_off {
+        let told = records(input)
+            .and_then(|l| l.into_iter().map(|(w, b)| Some((w, told(b)?))).collect::<Option<Vec<_>>>());
+        let Some(told) = told else { return -1 };
+        p.round.told = Some(told);
     }
+    let comms = comms();
     loop {
-        let pending = round(p, &comms);
-        let home = from.iter().all(|(w, t)| p.received.get(*w as usize).copied().unwrap_or(0) >= t.sent);
+        let pending = match round(p, &comms) {
+            Ok(pending) => pending,
+            Err(code) => return -2 - i64::from(code),
+        };
+        let told = p.round.told.as_deref().unwrap_or_default();
+        let home = told.iter().all(|(w, t)| missing(p, *w, t.sent) == 0);
         if home && !pending {
-            mark(p, &from, &comms);
+            mark(p, &comms);
+            p.sweep();
             return 0;
         }
         if stillpoint_sys::raw::monotonic_ns() > deadline {
             return 1;
         }
     }
+}
+
+fn resume(p: &mut P2p, given_up: bool) {
+    p.read_mail();
+    if p.round.told.is_some() {
+        mark(p, &comms());
+    } else if given_up && !p.round.worked_off {
+        unmark(p);
+    }
+    p.round.marked.clear();
+    p.round.worked_off = false;
+    crate::p2p::flush(p);
 }
 
 fn rebuild(p: &mut P2p) -> i64 {
@@ -260,6 +361,11 @@ fn rebuild(p: &mut P2p) -> i64 {
         // SAFETY: as above; what a request names is held by it and has been rebuilt.
         unsafe {
             let (b, n, t, c) = ((*r).buf, (*r).count, real((*r).datatype), real((*r).comm));
+            if c == 0 {
+                // All members have freed the communicator: no message for it can come any more.
+                (*r).completed_below(Status { cancelled: 1, ..Status::EMPTY }, SUCCESS);
+                continue;
+            }
             let (peer, tag) = ((*r).peer, (*r).tag);
             let mut q = 0usize;
             let code = down!(MPI_Irecv(b: usize = b, n: c_int = n, t: usize = t, s: c_int = peer, g: c_int = tag,
@@ -282,15 +388,13 @@ fn rebuild(p: &mut P2p) -> i64 {
 /// Every thread of the rank stands still, and `arg` is what the lower half passes.
 pub(crate) unsafe fn command(cmd: u32, arg: *mut StillArg) -> Option<i64> {
     let mut p = begin();
-    let input = |a: &StillArg| -> &[u8] {
-        if a.input.is_null() {
-            return &[];
-        }
-        // SAFETY: the lower half's buffer, alive during the command.
-        unsafe { core::slice::from_raw_parts(a.input, a.input_len) }
-    };
-    // SAFETY: as above.
+    // SAFETY: the lower half's argument, or null.
     let arg = unsafe { arg.as_mut() };
+    let input: &[u8] = match &arg {
+        // SAFETY: the lower half's buffer, alive during the command.
+        Some(a) if !a.input.is_null() => unsafe { core::slice::from_raw_parts(a.input, a.input_len) },
+        _ => &[],
+    };
     Some(match (cmd, arg) {
         (still::COUNTS, Some(a)) => {
             let out = counts(&mut p);
@@ -299,38 +403,25 @@ pub(crate) unsafe fn command(cmd: u32, arg: *mut StillArg) -> Option<i64> {
                 // SAFETY: the lower half gives `out_cap` bytes of room.
                 unsafe { core::ptr::copy_nonoverlapping(out.as_ptr(), a.out, out.len()) };
             } else {
-                forget_pending(&mut p);
+                // It will be asked again with more room.
+                unmark(&mut p);
             }
             0
         }
-        (still::DRAIN, Some(a)) => drain(&mut p, input(a), a.deadline),
+        (still::DRAIN, Some(a)) => drain(&mut p, input, a.deadline),
         (still::RESUME, _) => {
-            crate::p2p::flush(&mut p);
+            resume(&mut p, input.first() == Some(&1));
             0
         }
         (still::REBUILD, _) => rebuild(&mut p),
-        (still::MAIL, Some(a)) => {
-            for (_, b) in records(input(a)).unwrap_or_default() {
-                if let Some(id) = u64_at(b, 0) {
-                    p.acknowledge(id);
-                }
+        (still::MAIL, _) => {
+            for id in input.chunks_exact(8) {
+                p.acknowledge(u64_at(id, 0).unwrap_or(0));
             }
             0
         }
         _ => return None,
     })
-}
-
-/// COUNTS will be asked again with more room: nobody has been told of the synchronous sends yet.
-fn forget_pending(p: &mut P2p) {
-    for &r in &p.live {
-        // SAFETY: live requests only are in the list.
-        unsafe {
-            if (*r).head.real() != 0 {
-                (*r).unacknowledged = false;
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -339,7 +430,7 @@ mod tests {
 
     #[test]
     fn what_is_told_comes_back() {
-        let t = Told { sent: 7, pending: alloc::vec![Pending { gid: 1 << 40, id: 9, later: 2, tag: -5 }] };
+        let t = Told { sent: 7, pending: alloc::vec![Pending { gid: 1 << 40, id: 9, later: 2, tag: -5, again: true }] };
         let mut out = Vec::new();
         put_record(&mut out, 3, &t);
         put_record(&mut out, 4, &Told { sent: 1, pending: Vec::new() });

@@ -9,7 +9,7 @@ use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use stillpoint_abi::half::goodbye;
-use stillpoint_sys::{arch, half};
+use stillpoint_sys::{arch, half, upper};
 
 use crate::errhandler::{ERR_OTHER, raise};
 use crate::handles::{Comm, Info, real};
@@ -32,6 +32,7 @@ pub fn die(why: &str) -> ! {
 
 /// Has the back loaded, once a start, and learns where its predefined objects are.
 pub fn load() {
+    crate::front::register();
     let h = half();
     if h.back_loaded.load(Acquire) == 0 {
         // SAFETY: the lower half stores a function of this type there before the upper half starts.
@@ -86,6 +87,15 @@ pub fn start(required: c_int) -> (c_int, c_int) {
             };
             down!(MPI_Comm_set_errhandler(c: usize = c, e: usize = e) -> c_int);
         }
+        // SAFETY: as above.
+        let world = unsafe { real(predefined!(ompi_mpi_comm_world as Comm)) };
+        let mut at = 0usize;
+        let code = down!(MPI_Comm_dup(c: usize = world, n: *mut usize = &raw mut at) -> c_int);
+        if code != 0 {
+            return (code, provided);
+        }
+        // SAFETY: lives for ever.
+        unsafe { (*crate::comm::hidden()).head.set_real(at) };
     }
     (code, provided)
 }
@@ -108,6 +118,8 @@ unsafe fn init(required: c_int, function: &str) -> (c_int, c_int) {
     s.main_fs = arch::thread_self();
     s.life = Life::Live;
     set_state(2);
+    upper().mpi_level.store(provided.cast_unsigned(), Relaxed);
+    upper().mpi_state.store(1, Relaxed);
     (0, provided)
 }
 
@@ -141,10 +153,20 @@ export! {
             std::process::abort();
         }
         crate::attr::delete_all(predefined!(ompi_mpi_comm_self as Comm).cast());
-        gather();
-        let code = down!(MPI_Finalize() -> c_int);
-        lock().life = Life::Finalized;
-        set_state(5);
+        let code = crate::collective::last_barrier();
+        if code != 0 {
+            return raise(core::ptr::null_mut(), code, "MPI_Finalize");
+        }
+        let code = {
+            // All have arrived; none is stopped before it is through.
+            let _within = crate::clock::Within::enter(predefined!(ompi_mpi_comm_world as Comm));
+            let _inside = cross::Inside::enter();
+            let code = down!(MPI_Finalize() -> c_int);
+            lock().life = Life::Finalized;
+            set_state(5);
+            upper().mpi_state.store(2, Relaxed);
+            code
+        };
         goodbye(goodbye::FINALIZED, code);
         code
     }
@@ -234,23 +256,5 @@ export! {
             lock().errors.push((2, code, bytes));
         }
         raise(core::ptr::null_mut(), r, "MPI_Add_error_string")
-    }
-}
-
-/// Waits for all ranks in pieces between which this one can be stopped, so that MPI_Finalize itself waits for nobody.
-fn gather() {
-    let mut epoch = 0;
-    let mut request = 0usize;
-    let mut done: c_int = 0;
-    while done == 0 {
-        let now = half().epoch.load(Relaxed);
-        if now != epoch {
-            epoch = now;
-            // SAFETY: the world lives as long as the library.
-            let world = unsafe { real(predefined!(ompi_mpi_comm_world as Comm)) };
-            down!(MPI_Ibarrier(c: usize = world, r: *mut usize = &raw mut request) -> c_int);
-        } else {
-            down!(MPI_Test(r: *mut usize = &raw mut request, f: *mut c_int = &raw mut done, s: *mut c_void = core::ptr::null_mut()) -> c_int);
-        }
     }
 }

@@ -42,15 +42,22 @@ pub unsafe fn lower(g: *mut Group) -> usize {
         if (*g).head.predefined >= 0 {
             return real(g);
         }
-        let ranks: Vec<c_int> = (*g).ranks.iter().map(|&r| c_int::try_from(r).unwrap_or(UNDEFINED)).collect();
-        let (mut world, mut out) = (0usize, 0usize);
-        down!(MPI_Comm_group(c: usize = real(predefined!(ompi_mpi_comm_world as Comm)), g: *mut usize = &raw mut world) -> c_int);
-        down!(MPI_Group_incl(
-            g: usize = world, n: c_int = c_int::try_from(ranks.len()).unwrap_or(0), r: *const c_int = ranks.as_ptr(),
-            o: *mut usize = &raw mut out) -> c_int);
-        down!(MPI_Group_free(g: *mut usize = &raw mut world) -> c_int);
-        out
+        lower_of(&(*g).ranks)
     }
+}
+
+/// A real group of these world ranks; [`lower_free`] ends it.
+pub fn lower_of(ranks: &[u32]) -> usize {
+    let ranks: Vec<c_int> = ranks.iter().map(|&r| c_int::try_from(r).unwrap_or(UNDEFINED)).collect();
+    let (mut world, mut out) = (0usize, 0usize);
+    // SAFETY: the predefined object lives for ever.
+    let w = unsafe { real(predefined!(ompi_mpi_comm_world as Comm)) };
+    down!(MPI_Comm_group(c: usize = w, g: *mut usize = &raw mut world) -> c_int);
+    down!(MPI_Group_incl(
+        g: usize = world, n: c_int = c_int::try_from(ranks.len()).unwrap_or(0), r: *const c_int = ranks.as_ptr(),
+        o: *mut usize = &raw mut out) -> c_int);
+    down!(MPI_Group_free(g: *mut usize = &raw mut world) -> c_int);
+    out
 }
 
 /// Ends what [`lower`] made.

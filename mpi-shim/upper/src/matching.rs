@@ -37,8 +37,10 @@ pub(crate) struct Drained {
     pub(crate) tag: i32,
     /// Its packed bytes, as `MPI_BYTE` gave them.
     pub(crate) bytes: Vec<u8>,
-    /// Set when the sender must be told that its message has been matched.
-    pub(crate) sync: Option<SyncId>,
+    /// Who must be told that it has been matched: its own sender, when that was a synchronous send.
+    pub(crate) sync: Vec<SyncId>,
+    /// The library's request that still writes `bytes`; 0: all of them are here.
+    pub(crate) real: usize,
 }
 
 impl Drained {
@@ -64,7 +66,8 @@ impl Store {
         self.len == 0
     }
 
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.len
     }
 
@@ -95,13 +98,33 @@ impl Store {
     /// communicator, source and tag had been sent behind it. False: it is not here, so a receive below has it.
     ///
     /// Counting from the newest end is right because messages of one source, tag and communicator do not overtake,
-    /// so what is here is the tail of what was sent.
-    pub(crate) fn mark_sync(&mut self, gid: u64, source: i32, tag: i32, later: u64, sync: SyncId) -> bool {
+    /// so what is here is the tail of what was sent. When the drain was cut short, up to `missing` of the newest are
+    /// not here yet; then the newest message that can be the one is marked, which tells the sender late, never early.
+    pub(crate) fn mark_sync(
+        &mut self,
+        gid: u64,
+        source: i32,
+        tag: i32,
+        later: u64,
+        missing: u64,
+        sync: SyncId,
+    ) -> bool {
         let Some(q) = self.by_comm.get_mut(&gid) else { return false };
         let mut same = q.iter_mut().rev().filter(|m| m.source == source && m.tag == tag);
-        let Some(m) = usize::try_from(later).ok().and_then(|n| same.nth(n)) else { return false };
-        m.sync = Some(sync);
+        let from_the_end = usize::try_from(later.saturating_sub(missing)).ok();
+        let Some(m) = from_the_end.and_then(|n| same.nth(n)) else { return false };
+        m.sync.push(sync);
         true
+    }
+
+    /// True if a message here still has to tell `sync`.
+    pub(crate) fn owes(&self, sync: SyncId) -> bool {
+        self.by_comm.values().flatten().any(|m| m.sync.contains(&sync))
+    }
+
+    /// All messages, to ask whether their bytes have arrived.
+    pub(crate) fn each(&mut self) -> impl Iterator<Item = &mut Drained> {
+        self.by_comm.values_mut().flatten()
     }
 
     /// Forgets what was drained for a communicator whose last member has freed it.
@@ -117,7 +140,7 @@ mod tests {
     use super::*;
 
     fn m(source: i32, tag: i32, text: &[u8]) -> Drained {
-        Drained { source, tag, bytes: text.to_vec(), sync: None }
+        Drained { source, tag, bytes: text.to_vec(), sync: Vec::new(), real: 0 }
     }
 
     fn got(d: Option<Drained>) -> Vec<u8> {
@@ -168,11 +191,32 @@ mod tests {
         }
         s.put(1, m(4, 3, b"another tag"));
         let id = |id| SyncId { world: 40, id };
-        assert!(!s.mark_sync(1, 4, 2, 3, id(100)), "s0 is in a receive below");
-        assert!(s.mark_sync(1, 4, 2, 1, id(101)));
-        assert!(!s.mark_sync(9, 4, 2, 0, id(102)));
-        assert_eq!(s.take(1, 4, 2).unwrap().sync, None);
-        assert_eq!(s.take(1, 4, 2).unwrap().sync, Some(id(101)));
-        assert_eq!(s.take(1, 4, 2).unwrap().sync, None);
+        assert!(!s.mark_sync(1, 4, 2, 3, 0, id(100)), "s0 is in a receive below");
+        assert!(s.mark_sync(1, 4, 2, 1, 0, id(101)));
+        assert!(!s.mark_sync(9, 4, 2, 0, 0, id(102)));
+        assert!(s.owes(id(101)) && !s.owes(id(100)));
+        assert!(s.take(1, 4, 2).unwrap().sync.is_empty());
+        assert_eq!(s.take(1, 4, 2).unwrap().sync, [id(101)]);
+        assert!(s.take(1, 4, 2).unwrap().sync.is_empty());
+        assert!(!s.owes(id(101)));
+    }
+
+    #[test]
+    fn of_a_drain_that_was_cut_short_the_sender_learns_late_but_not_early() {
+        // Sent: s0, x, y; y has not arrived, and the receiver does not know which of the newest are missing.
+        let mut s = Store::new();
+        for t in [&b"s0"[..], b"x"] {
+            s.put(1, m(4, 2, t));
+        }
+        let id = SyncId { world: 40, id: 1 };
+        assert!(s.mark_sync(1, 4, 2, 2, 1, id));
+        assert_eq!(s.take(1, 4, 2).unwrap().sync, [id], "s0 itself, as only one can be missing");
+        // The same when two may be missing: the newer one tells.
+        let mut s = Store::new();
+        s.put(1, m(4, 2, b"s0"));
+        s.put(1, m(4, 2, b"x"));
+        assert!(s.mark_sync(1, 4, 2, 2, 2, id));
+        assert!(s.take(1, 4, 2).unwrap().sync.is_empty());
+        assert_eq!(s.take(1, 4, 2).unwrap().sync, [id]);
     }
 }

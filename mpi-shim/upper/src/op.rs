@@ -7,6 +7,7 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
 
+use crate::cross::Inside;
 use crate::errhandler::raise;
 use crate::handles::{Datatype, Head, Kind, Language, Op, is_live, make, release, unmake};
 use crate::state::lock;
@@ -93,7 +94,11 @@ export! {
             (*o).slot = i32::try_from(slot).unwrap_or(-1);
         }
         *op = o;
-        raise(core::ptr::null_mut(), cook(&*o), "MPI_Op_create")
+        let code = {
+            let _inside = Inside::enter();
+            cook(&*o)
+        };
+        raise(core::ptr::null_mut(), code, "MPI_Op_create")
     }
     fn MPI_Op_free(op: *mut *mut Op) -> c_int {
         let o = *op;
@@ -123,11 +128,11 @@ pub unsafe fn let_go(op: *mut Op) {
         if !release(op) {
             return;
         }
+        let _inside = Inside::enter();
         let mut at = (*op).head.real();
         down!(MPI_Op_free(o: *mut usize = &raw mut at) -> c_int);
-        if let Some(p) =
-            usize::try_from((*op).slot).ok().and_then(|i| lock().ops.get_mut(i).map(|p| &raw mut *p))
-        {
+        let slot = usize::try_from((*op).slot).unwrap_or(usize::MAX);
+        if let Some(p) = lock().ops.get_mut(slot) {
             *p = core::ptr::null_mut();
         }
         unmake(op);

@@ -13,7 +13,7 @@
 use crate::handles::{self, Comm, Datatype, Head, Kind, Status, real};
 use crate::matching::{ANY_SOURCE, ANY_TAG, Drained, PROC_NULL, SyncId};
 use crate::request::{
-    self, Does, ERR_BUFFER, ERR_REQUEST, In, Message, P2p, Request, SUCCESS, begin, null, tell, wait_done,
+    Does, ERR_BUFFER, ERR_REQUEST, In, Message, P2p, Request, SUCCESS, begin, null, tell, wait_done,
 };
 use crate::{down, export, predefined};
 use alloc::vec::Vec;
@@ -39,11 +39,6 @@ fn mark() -> *const AtomicU32 {
     &raw const crate::cross::thread().doing
 }
 
-fn byte() -> usize {
-    // SAFETY: predefined objects live for ever.
-    unsafe { real(predefined!(ompi_mpi_byte as Datatype)) }
-}
-
 /// The private duplicate of MPI_COMM_SELF in this start.
 fn own(p: &mut P2p) -> usize {
     let epoch = half().epoch.load(Ordering::Relaxed);
@@ -66,9 +61,9 @@ pub(crate) fn deliver(p: &mut P2p, m: &Drained, buf: usize, count: c_int, ty: us
     if code != SUCCESS {
         return (status, code);
     }
-    // The drain takes no message that an int cannot count.
-    let n = c_int::try_from(m.bytes.len()).unwrap_or(c_int::MAX);
-    down!(MPI_Send(b: *const u8 = m.bytes.as_ptr(), n: c_int = n, t: usize = byte(), d: c_int = 0, g: c_int = 0,
+    let span = crate::drain::Span::of(m.bytes.len());
+    let (n, t) = (span.count, span.ty);
+    down!(MPI_Send(b: *const u8 = m.bytes.as_ptr(), n: c_int = n, t: usize = t, d: c_int = 0, g: c_int = 0,
         c: usize = c) -> c_int);
     let code = down!(MPI_Wait(q: *mut usize = &raw mut q, s: *mut Status = &raw mut status) -> c_int);
     status.source = m.source;
@@ -78,9 +73,16 @@ pub(crate) fn deliver(p: &mut P2p, m: &Drained, buf: usize, count: c_int, ty: us
 }
 
 /// Tells the sender of a drained synchronous message that it has been matched.
-pub(crate) fn acknowledge(p: &mut P2p, sync: Option<SyncId>) {
-    p.due.extend(sync);
-    flush(p);
+pub(crate) fn acknowledge(p: &mut P2p, sync: Vec<SyncId>) {
+    if !sync.is_empty() {
+        p.due.extend(sync);
+        flush(p);
+    }
+}
+
+fn upper_rank() -> u32 {
+    // SAFETY: lives for ever; written in MPI_Init.
+    u32::try_from(unsafe { (*crate::comm::hidden()).rank }).unwrap_or(0)
 }
 
 /// Sends the acknowledgements that are due, one record a peer and send.
@@ -91,10 +93,18 @@ pub(crate) fn flush(p: &mut P2p) {
         return;
     }
     let mut bytes = Vec::with_capacity(p.due.len() * 16);
-    for s in p.due.drain(..) {
+    let me = upper_rank();
+    for s in core::mem::take(&mut p.due) {
+        if s.world == me {
+            p.acknowledge(s.id);
+            continue;
+        }
         bytes.extend_from_slice(&s.world.to_le_bytes());
         bytes.extend_from_slice(&8u32.to_le_bytes());
         bytes.extend_from_slice(&s.id.to_le_bytes());
+    }
+    if bytes.is_empty() {
+        return;
     }
     let arg = StillArg {
         input: bytes.as_ptr(),
@@ -115,6 +125,21 @@ pub(crate) fn flush(p: &mut P2p) {
 /// The MPI_Isend that `does` goes down as. A ready send is a plain one: its receive may have been drained away.
 fn starter(does: Does) -> usize {
     if does == Does::Ssend { Fn::MPI_Issend as usize } else { Fn::MPI_Isend as usize }
+}
+
+/// Receive `r` gets the drained message `m`: at once, or when the last of its bytes is here.
+unsafe fn take_over(p: &mut P2p, r: *mut Request, m: Drained) {
+    // SAFETY: the caller's live, inactive request and what it names.
+    unsafe {
+        p.enlist(r);
+        if m.real != 0 {
+            (*r).head.set_real(m.real);
+            (*r).arriving = Some(m);
+            return;
+        }
+        ((*r).status, (*r).code) = deliver(p, &m, (*r).buf, (*r).count, real((*r).datatype));
+        (*r).done = true;
+    }
 }
 
 /// Starts what the fields of `r` say, below or out of the store. `r` is inactive.
@@ -139,13 +164,10 @@ pub(crate) unsafe fn start(p: &mut P2p, r: *mut Request) -> c_int {
             }
             Does::Recv => {
                 if !p.store.is_empty() && peer != PROC_NULL {
-                    if let Some(m) = p.store.take((*(*r).comm).gid, peer, tag) {
-                        let (status, code) = deliver(p, &m, b, n, t);
-                        p.enlist(r);
-                        (*r).status = status;
-                        (*r).code = code;
-                        (*r).done = true;
-                        acknowledge(p, m.sync);
+                    if let Some(mut m) = p.store.take((*(*r).comm).gid, peer, tag) {
+                        let sync = core::mem::take(&mut m.sync);
+                        take_over(p, r, m);
+                        acknowledge(p, sync);
                         return SUCCESS;
                     }
                 }
@@ -478,8 +500,8 @@ unsafe fn mprobe(
                 return SUCCESS;
             }
             if !p.store.is_empty() {
-                if let Some(m) = p.store.take((*a.comm).gid, a.peer, a.tag) {
-                    let (status, sync) = (drained_status(&m), m.sync);
+                if let Some(mut m) = p.store.take((*a.comm).gid, a.peer, a.tag) {
+                    let (status, sync) = (drained_status(&m), core::mem::take(&mut m.sync));
                     *out = make_message(&mut p, a.comm, 0, status, Some(m));
                     *flag = 1;
                     tell(to, &status);
@@ -543,14 +565,12 @@ unsafe fn imrecv(
         }
         let b = buf.expose_provenance();
         r.comm = (*m).comm;
+        r.buf = b;
+        r.count = count;
         let r = match (*m).drained.take() {
             Some(d) => {
-                let (status, code) = deliver(&mut p, &d, b, count, real(ty));
                 let r = handles::make(r);
-                p.enlist(r);
-                (*r).done = true;
-                (*r).status = status;
-                (*r).code = code;
+                take_over(&mut p, r, d);
                 r
             }
             None => {
@@ -568,7 +588,7 @@ unsafe fn imrecv(
             }
         };
         p.messages.retain(|&x| x != m);
-        request::let_go((*m).comm.cast());
+        p.let_go((*m).comm.cast());
         handles::unmake(m);
         *message = predefined!(ompi_message_null as Message);
         Ok(r)
@@ -751,6 +771,31 @@ export! {
                 SUCCESS
             }
         }
+    }
+}
+
+/// Sends `out` to world rank `to` and fills `into` from world rank `from`, on the front's own communicator; can be
+/// interrupted like any message of the application.
+pub(crate) fn exchange(to: u32, out: &[u8], from: u32, into: &mut [u8], tag: c_int) -> c_int {
+    let ty = predefined!(ompi_mpi_byte as Datatype);
+    let count = |n: usize| c_int::try_from(n).unwrap_or(0);
+    let rank = |w: u32| c_int::try_from(w).unwrap_or(PROC_NULL);
+    let comm = crate::comm::hidden();
+    // SAFETY: both buffers outlive the calls; the communicator lives as long as the library.
+    unsafe {
+        let (buf, n) = (into.as_mut_ptr().cast_const().cast(), count(into.len()));
+        let mut r = null();
+        let get = Args { buf, count: n, ty, peer: rank(from), tag, comm };
+        let code = initiate(Does::Recv, get, &raw mut r, "exchange");
+        if code != SUCCESS {
+            return code;
+        }
+        let put = Args { buf: out.as_ptr().cast(), count: count(out.len()), ty, peer: rank(to), tag, comm };
+        let code = send(Does::Send, put, "exchange");
+        if code != SUCCESS {
+            return code;
+        }
+        wait_own(r).1
     }
 }
 

@@ -20,7 +20,7 @@ macro_rules! refused {
 }
 refused! {
     MPI_Close_port MPI_Comm_accept MPI_Comm_connect MPI_Comm_join MPI_Comm_spawn MPI_Comm_spawn_multiple
-    MPI_Lookup_name MPI_Open_port MPI_Publish_name MPI_Unpublish_name MPI_Comm_idup
+    MPI_Lookup_name MPI_Open_port MPI_Publish_name MPI_Unpublish_name
     MPI_File_close MPI_File_delete MPI_File_get_group MPI_File_get_info MPI_File_get_view MPI_File_iread
     MPI_File_iread_all MPI_File_iread_at MPI_File_iread_at_all MPI_File_iread_shared MPI_File_iwrite
     MPI_File_iwrite_all MPI_File_iwrite_at MPI_File_iwrite_at_all MPI_File_iwrite_shared MPI_File_open
@@ -28,6 +28,5 @@ refused! {
     MPI_Raccumulate MPI_Rget MPI_Rget_accumulate MPI_Rput MPI_Win_allocate MPI_Win_allocate_shared MPI_Win_create
     MPI_Win_create_dynamic MPI_Win_free MPI_Win_get_group MPI_Win_get_info MPI_Win_get_name MPI_Win_post
     MPI_Win_set_info MPI_Win_set_name MPI_Win_start
-    MPI_Dist_graph_create MPI_Dist_graph_create_adjacent
     MPI_Type_create_f90_complex MPI_Type_create_f90_integer MPI_Type_create_f90_real
 }

@@ -68,6 +68,8 @@ pub struct State {
     pub fortran: [Vec<*mut Head>; N_KINDS],
     /// Identities handed out by this rank.
     pub gids: u64,
+    /// Clocks that have ended and whose places are not free yet.
+    pub retired: Vec<u32>,
     /// Windows and files that exist, dynamic processes met: why a checkpoint must be refused.
     pub windows: u32,
     /// Open files.
@@ -103,6 +105,7 @@ impl State {
             keyvals: Vec::new(),
             fortran: [const { Vec::new() }; N_KINDS],
             gids: 0,
+            retired: Vec::new(),
             windows: 0,
             files: 0,
             strangers: 0,

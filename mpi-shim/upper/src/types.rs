@@ -6,6 +6,7 @@
 
 use core::ffi::{c_char, c_int, c_void};
 
+use crate::cross::Inside;
 use crate::errhandler::raise;
 use crate::handles::{
     Datatype, FLAG_COMMITTED, Head, Kind, Recipe, is_live, make, real, release, retain, unmake,
@@ -132,8 +133,11 @@ unsafe fn create(
             return raise(core::ptr::null_mut(), ERR_TYPE, name);
         }
         let recipe = Recipe { combiner, ints, aints, types };
+        // From the library's handle to the list of types that a restart makes again, the thread is not stopped.
+        let inside = Inside::enter();
         let (code, at) = cook(&recipe);
         if code != 0 {
+            drop(inside);
             return raise(core::ptr::null_mut(), code, name);
         }
         recipe.types.iter().for_each(|&t| retain(t));
@@ -149,16 +153,27 @@ unsafe fn create(
     0
 }
 
-/// One holder less; at the last one the real type is freed, and what its recipe held is let go.
+/// One holder less; at the last one the type ends.
 ///
 /// # Safety
 /// `t` is live and held by the caller.
 pub unsafe fn let_go(t: *mut Datatype) {
     // SAFETY: the caller's promise.
     unsafe {
-        if !release(t) {
-            return;
+        if release(t) {
+            end(t);
         }
+    }
+}
+
+/// The real type is freed, and what its recipe held is let go.
+///
+/// # Safety
+/// `t` is live, and its last holder has let go of it.
+pub(crate) unsafe fn end(t: *mut Datatype) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let _inside = Inside::enter();
         lock().types.retain(|&o| o != t);
         let mut at = (*t).head.real();
         down!(MPI_Type_free(t: *mut usize = &raw mut at) -> c_int);
@@ -299,9 +314,13 @@ export! {
         if (*ty).head.has(FLAG_COMMITTED) {
             return 0;
         }
-        let mut at = real(ty);
-        let code = down!(MPI_Type_commit(t: *mut usize = &raw mut at) -> c_int);
-        (*ty).head.set(FLAG_COMMITTED);
+        let code = {
+            let _inside = Inside::enter();
+            let mut at = real(ty);
+            let code = down!(MPI_Type_commit(t: *mut usize = &raw mut at) -> c_int);
+            (*ty).head.set(FLAG_COMMITTED);
+            code
+        };
         raise(core::ptr::null_mut(), code, "MPI_Type_commit")
     }
     fn MPI_Type_free(t: *mut *mut Datatype) -> c_int {
