@@ -104,6 +104,19 @@ impl RunDir {
         self.put_json(name, value, false)
     }
 
+    /// Adds a line to `history.jsonl`: one json object for each commit and each restart, for whoever wants to know what
+    /// they cost. Nothing depends on it.
+    pub fn add_history<T: Serialize>(&self, line: &T) -> Result<()> {
+        use std::io::Write;
+        use std::os::unix::fs::OpenOptionsExt;
+        let path = self.path.join("history.jsonl");
+        let mut text =
+            serde_json::to_vec(line).map_err(|source| StoreError::Json { path: path.clone(), source })?;
+        text.push(b'\n');
+        let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        file.and_then(|mut f| f.write_all(&text)).map_err(|source| StoreError::Io { what: "add to", path, source })
+    }
+
     fn put_json<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<()> {
         let path = self.path.join(name);
         let mut text = serde_json::to_vec_pretty(value)

@@ -24,7 +24,7 @@ int main(int argc, char **argv) {
     double up = one / three;
     long double wide = (long double)one / three;
     for (long round = 0; round < rounds; round++) {
-        CHECK(spin(1000000) == 0);
+        CHECK(spin(3000000) == 0);
         CHECK(fegetround() == FE_UPWARD && one / three == up && (long double)one / three == wide);
         sum += up;
     }

@@ -29,7 +29,7 @@ pub fn native(name: &str) {
 
 /// Runs under Stillpoint without any checkpoint; ends as the native run does.
 pub fn through(name: &str) {
-    compare(name, "through", None, &mut |_, _| {});
+    compare(name, "through", 1, None, &mut |_, _| {});
 }
 
 /// Like [`through`], behind `sh`, `env` and `numactl`, each of which replaces itself by the next.
@@ -40,42 +40,120 @@ pub fn chained(name: &str) {
         skipped("no numactl");
         return;
     }
-    compare(name, "chained", None, &mut |_, _| {});
+    compare(name, "chained", 1, None, &mut |_, _| {});
 }
 
 /// Runs under Stillpoint with frequent checkpoints; ends as the native run does, and at least one was committed.
 pub fn checkpointed(name: &str) {
-    compare(name, "checkpointed", Some("300ms"), &mut |job, store| {
+    compare(name, "checkpointed", 1, Some("300ms"), &mut |job, store| {
         let seen = until(LIMIT, || !commits(store).is_empty() || !job.is_running());
-        assert!(seen && !commits(store).is_empty(), "no checkpoint of {name} was committed");
+        assert!(seen && !commits(store).is_empty(), "no checkpoint of {name} was committed: {}", log(store));
     });
+}
+
+/// Runs with a checkpoint every 100 ms, at least 100 of them committed with `STILLPOINT_TEST_FULL`, else 20.
+pub fn hammered(name: &str) {
+    let (longer, wanted) = if full() { (12, 100) } else { (4, 20) };
+    let ended = compare(name, "hammered", longer, Some("100ms"), &mut |job, store| {
+        let seen = until(LIMIT, || newest(store) >= wanted || !job.is_running());
+        assert!(seen && newest(store) >= wanted, "{} checkpoints, not {wanted}: {}", newest(store), log(store));
+    });
+    assert!(ended.is_none_or(|e| !e.stderr.contains("; restart ")), "nobody was killed, and yet {name} was restarted");
+}
+
+/// Checkpoint, kill, restart: ten times in a row with `STILLPOINT_TEST_FULL`, else three. The image and the number of open
+/// descriptors do not grow from one generation to the next.
+pub fn generations(name: &str) {
+    let (longer, times) = if full() { (8, 10) } else { (3, 3) };
+    let mut random = Random::seeded();
+    let mut seen = Vec::new();
+    let ran = compare(name, "generations", longer, Some("300ms"), &mut |job, store| {
+        let mut last = 0;
+        for time in 0..times {
+            // The second commit of a generation: the first one may still be of the one before.
+            let fresh = until(LIMIT, || newest(store) >= last + 2 || !job.is_running());
+            assert!(fresh && job.is_running(), "{name} ended before generation {time}: {}", log(store));
+            last = newest(store);
+            let ranks = descendants(job.id(), RANK);
+            let bytes: u64 = commits(store).last().map_or(0, |folder| size(folder));
+            let open = ranks.iter().map(|pid| descriptors(*pid)).max().unwrap_or(0);
+            seen.push((bytes, open));
+            std::thread::sleep(Duration::from_millis(random.below(200)));
+            kill_one(&ranks, &mut random, name);
+            until(LIMIT, || descendants(job.id(), RANK).iter().all(|pid| !ranks.contains(pid)));
+        }
+    });
+    if ran.is_none() {
+        return;
+    }
+    let (first, last) = (seen[1], seen[seen.len() - 1]);
+    assert!(last.0 <= first.0 + first.0 / 10, "the image grows: {seen:?}");
+    assert!(last.1 <= first.1 + 2, "open descriptors grow: {seen:?}");
+}
+
+fn full() -> bool {
+    std::env::var_os("STILLPOINT_TEST_FULL").is_some()
+}
+
+fn kill_one(ranks: &[u32], random: &mut Random, name: &str) {
+    assert!(!ranks.is_empty(), "{name} had no rank left to kill");
+    let chosen = random.below(u64::try_from(ranks.len()).expect("few ranks"));
+    kill(ranks[usize::try_from(chosen).expect("few ranks")]);
+}
+
+/// Number of the newest commit, 0 if there is none.
+fn newest(store: &Path) -> u64 {
+    let number = |folder: &PathBuf| folder.file_name()?.to_str()?.rsplit('-').next()?.parse().ok();
+    commits(store).iter().filter_map(number).max().unwrap_or(0)
+}
+
+/// Bytes of the files in a folder.
+fn size(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum()
+}
+
+fn descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().count()
+}
+
+/// What the node agent said, for a failed assertion.
+fn log(store: &Path) -> String {
+    let logs = folders(store).into_iter().filter_map(|folder| fs::read_to_string(folder.join("agent.log")).ok());
+    logs.collect::<Vec<_>>().join("\n")
 }
 
 /// Kills a rank at a random moment after the first commit, every other time within a checkpoint; the job ends as the
 /// native run does. Twenty times with `STILLPOINT_TEST_FULL`, else twice.
 pub fn killed(name: &str) {
     let mut random = Random::seeded();
-    let times = if std::env::var_os("STILLPOINT_TEST_FULL").is_some() { 20 } else { 2 };
+    let times = if full() { 20 } else { 2 };
     for time in 0..times {
-        compare(name, "killed", Some("500ms"), &mut |job, store| {
+        let ended = compare(name, "killed", 1, Some("500ms"), &mut |job, store| {
             let seen = until(LIMIT, || !commits(store).is_empty() || !job.is_running());
             assert!(seen && job.is_running(), "{name} ended, or {LIMIT:?} passed, before its first commit");
             std::thread::sleep(Duration::from_millis(random.below(1000)));
             if time % 2 == 1 {
                 until(Duration::from_secs(3), || being_written(store) || !job.is_running());
             }
-            let ranks = descendants(job.id(), RANK);
-            assert!(!ranks.is_empty(), "{name} had no rank left to kill");
-            let chosen = random.below(u64::try_from(ranks.len()).expect("few ranks"));
-            kill(ranks[usize::try_from(chosen).expect("few ranks")]);
+            kill_one(&descendants(job.id(), RANK), &mut random, name);
         });
+        let restarted = ended.as_ref().is_none_or(|e| e.stderr.contains("; restart 1 of"));
+        assert!(restarted, "a rank was killed, and nothing restarted: {ended:#?}");
     }
 }
 
-/// Runs natively and under Stillpoint, `disturb`s the second, and compares what both found.
-fn compare(name: &str, mode: &str, interval: Option<&str>, disturb: &mut dyn FnMut(&mut Running, &Path)) {
+/// Runs natively and under Stillpoint, `longer` times as many rounds as usual, `disturb`s the second, and compares what both
+/// found.
+fn compare(
+    name: &str,
+    mode: &str,
+    longer: u32,
+    interval: Option<&str>,
+    disturb: &mut dyn FnMut(&mut Running, &Path),
+) -> Option<Ended> {
     let program = Program::named(name);
-    let Some(words) = prepared(&program, program.rounds) else { return };
+    let words = prepared(&program, program.rounds * longer)?;
     let stillpoint = built().join("stillpoint");
     assert!(stillpoint.is_file(), "{} is not built; run `cargo xtask build`", stillpoint.display());
     let scratch = Scratch::new(mode, name);
@@ -83,7 +161,7 @@ fn compare(name: &str, mode: &str, interval: Option<&str>, disturb: &mut dyn FnM
 
     let store = scratch.0.join("checkpoints");
     let mut command = Command::new(stillpoint);
-    command.arg("run").arg("--dir").arg(&store);
+    command.arg("run").args(["--restarts", "20"]).arg("--dir").arg(&store);
     if let Start::Ranks(ranks) = program.start {
         command.args(["-n", &ranks.to_string()]);
     }
@@ -97,8 +175,10 @@ fn compare(name: &str, mode: &str, interval: Option<&str>, disturb: &mut dyn FnM
     command.args(&words).current_dir(&scratch.0);
     let mut job = Running::start(machine(&mut command));
     disturb(&mut job, &store);
-    let found = results(&job.wait(LIMIT));
+    let ended = job.wait(LIMIT * longer);
+    let found = results(&ended);
     assert_eq!(found, expected, "{name} {mode}: another result than the native run");
+    Some(ended)
 }
 
 /// The command line of the program; without it the test is skipped, by name.

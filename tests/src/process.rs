@@ -107,7 +107,8 @@ pub fn kill(pid: u32) {
     kill_process(raw, Signal::KILL).unwrap_or_else(|error| panic!("kill {pid}: {error}"));
 }
 
-/// The processes below `ancestor` whose program file has this name, in order of their ids.
+/// The processes below `ancestor` whose program file has this name, in order of their ids. Copies that such a process has
+/// made of itself (a frozen child that writes an image) are not counted.
 #[must_use]
 pub fn descendants(ancestor: u32, program: &str) -> Vec<u32> {
     let processes: Vec<(u32, u32)> = fs::read_dir("/proc")
@@ -127,6 +128,9 @@ pub fn descendants(ancestor: u32, program: &str) -> Vec<u32> {
         fs::read_link(format!("/proc/{pid}/exe"))
             .is_ok_and(|exe| exe.file_name().is_some_and(|name| name == program))
     });
+    let copies: Vec<u32> =
+        family.iter().copied().filter(|&pid| parent(pid).is_some_and(|above| family.contains(&above))).collect();
+    family.retain(|pid| !copies.contains(pid));
     family.sort_unstable();
     family
 }

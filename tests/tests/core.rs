@@ -3,12 +3,13 @@
 
 stillpoint_tests::cases! {
     now {
-        native: count files signals threads fpu mmap exec;
-    }
-    not_yet {
-        through: count files signals threads fpu mmap exec;
+        native: count files signals threads fpu mmap exec children descriptors pending;
+        through: count files signals threads fpu mmap exec children descriptors pending;
         chained: count;
-        checkpointed: count files signals threads fpu mmap exec;
-        killed: count files signals threads fpu mmap exec;
+        checkpointed: count files signals threads fpu mmap exec children descriptors pending;
+        killed: count files signals threads fpu mmap exec children descriptors pending;
+        hammered: files signals threads mmap;
+        generations: files threads pending;
     }
+    not_yet {}
 }

@@ -69,25 +69,27 @@ pub(crate) fn demo(words: &[&str]) -> Outcome {
     for (line, other) in expected.iter().zip(&found).rev().take(3).rev() {
         println!("  undisturbed  {line}\n  restarted    {other}");
     }
+    let history = history(&store);
+    let all = |key| history.iter().filter_map(move |line| number(line, key)).collect::<Vec<f64>>();
+    let (stopped, bytes, restart) = (all("stopped_ns"), all("bytes"), all("restart_ns"));
     println!();
     println!(
-        "  rank process killed          {} ({:.1} s after the start of the job)",
+        "  rank process killed            {} ({:.1} s after the start of the job), newest checkpoint {}",
         killed.pid,
-        killed.after.as_secs_f64()
+        killed.after.as_secs_f64(),
+        killed.newest
     );
-    println!("  newest checkpoint            {} then, {} at the end", killed.newest, newest(&store));
-    if let Some(last) = commits(&store).last() {
-        println!("  size of that                 {} MiB, all ranks", image_bytes(last) >> 20);
-    }
-    println!("  undisturbed run              {:.1} s", native.as_secs_f64());
-    println!("  with checkpoints and a loss  {:.1} s", took.as_secs_f64());
+    println!("  checkpoints taken              {}", stopped.len());
+    println!("  application stood still        {} ms a checkpoint", span(&stopped, 1e6));
+    println!("  image size, all ranks          {} MiB", span(&bytes, f64::from(1 << 20)));
+    println!("  restart, first rank to running {} ms", span(&restart, 1e6));
+    println!("  undisturbed run                {:.1} s", native.as_secs_f64());
+    println!("  with checkpoints and a loss    {:.1} s", took.as_secs_f64());
     println!(
-        "  thermo lines                 {} of {} identical",
+        "  thermo lines                   {} of {} identical",
         identical(&expected, &found),
         expected.len()
     );
-    // What one checkpoint cost is the product's own account, not measured a second time here.
-    run(Command::new(&stillpoint).args(["ls", "--dir"]).arg(&store))?;
     if same {
         Ok(())
     } else {
@@ -193,10 +195,27 @@ fn newest(store: &Path) -> String {
         .unwrap_or_else(|| "none".to_owned())
 }
 
-/// The bytes of the image files in a checkpoint.
-fn image_bytes(checkpoint: &Path) -> u64 {
-    let files = fs::read_dir(checkpoint).into_iter().flatten().flatten();
-    files.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum()
+/// The job's own account of what its checkpoints and restarts cost: a json object a line.
+fn history(store: &Path) -> Vec<String> {
+    let jobs = fs::read_dir(store).into_iter().flatten().flatten();
+    let texts = jobs.filter_map(|job| fs::read_to_string(job.path().join("history.jsonl")).ok());
+    texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+/// The number behind `key` in a flat json object.
+fn number(line: &str, key: &str) -> Option<f64> {
+    let (_, rest) = line.split_once(&format!("\"{key}\":"))?;
+    rest.split([',', '}']).next()?.trim().parse().ok()
+}
+
+/// Smallest, middle and largest of some numbers.
+fn span(numbers: &[f64], unit: f64) -> String {
+    let mut sorted: Vec<f64> = numbers.iter().map(|number| number / unit).collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
+        (Some(least), Some(middle), Some(most)) => format!("{middle:.1} (from {least:.1} to {most:.1})"),
+        _ => "none".to_owned(),
+    }
 }
 
 /// The processes below `ancestor` whose program is `stillpoint-rank`.
@@ -275,6 +294,14 @@ mod tests {
         let log = "units lj\n   Step          Temp\n         0   3.0\n        50   1.6\nLoop time of 3.1 on 4 procs\n";
         assert_eq!(table(log), ["0   3.0", "50   1.6"]);
         assert!(table("no table here\n").is_empty());
+    }
+
+    #[test]
+    fn numbers_are_found_in_the_history() {
+        let line = r#"{"ckpt":3,"stopped_ns":1500000,"direct":true}"#;
+        assert_eq!(number(line, "stopped_ns"), Some(1.5e6));
+        assert_eq!(number(line, "restart_ns"), None);
+        assert_eq!(span(&[3e6, 1e6, 2e6], 1e6), "2.0 (from 1.0 to 3.0)");
     }
 
     #[test]

@@ -265,15 +265,17 @@ pub struct Upper {
     pub n_threads: AtomicU32,
     /// `extern "C" fn(cmd: u32, arg: *mut StillArg) -> i64` of the MPI front; 0 if none is loaded.
     pub front_still: AtomicUsize,
-    /// The same of libstillpoint.so (callbacks of the application); 0 if it is not loaded.
-    pub capi_still: AtomicUsize,
+    /// Where the callbacks of the application are ([`callbacks`]); a futex.
+    pub callbacks: AtomicU32,
+    /// What they said before a checkpoint: 0, or the number by which one objected. Valid in [`callbacks::OPEN`].
+    pub callbacks_said: AtomicI32,
     /// Nonzero while the application forbids checkpoints.
     pub forbidden: AtomicU32,
     /// State of MPI: 0 before Init, 1 live, 2 finalized.
     pub mpi_state: AtomicU32,
     /// Thread level that MPI was initialised at.
     pub mpi_level: AtomicU32,
-    /// Checkpoints that this process image has gone through, and restarts.
+    /// Checkpoints of this process that exist, up to and including the one that it was restarted from.
     pub generation: AtomicU32,
     /// Restarts that this process image has gone through.
     pub restarts: AtomicU32,
@@ -354,6 +356,23 @@ pub struct StillArg {
     pub out_len: usize,
     /// CLOCK_MONOTONIC in nanoseconds at which to give up.
     pub deadline: u64,
+}
+
+/// [`Upper::callbacks`]: whose turn it is. libstillpoint.so runs the application's callbacks on a thread of its own.
+pub mod callbacks {
+    /// None are registered.
+    pub const ABSENT: u32 = 0;
+    /// No checkpoint is being taken. Written by libstillpoint.so.
+    pub const IDLE: u32 = 1;
+    /// A checkpoint is intended: run what comes before it. Written by the lower half.
+    pub const BEFORE: u32 = 2;
+    /// Done; `callbacks_said` holds the outcome. Written by libstillpoint.so. Every image is taken in this state, or
+    /// in ABSENT, or in IDLE if the first callback was registered meanwhile.
+    pub const OPEN: u32 = 3;
+    /// The checkpoint was taken or given up, threads run. Written by the lower half, then IDLE by libstillpoint.so.
+    pub const AFTER: u32 = 4;
+    /// As AFTER, in a process that was restarted.
+    pub const RESTARTED: u32 = 5;
 }
 
 /// `goodbye` kinds.

@@ -6,7 +6,7 @@
 use crate::AgentError;
 use crate::args::Args;
 use crate::conn::{Input, Link, accept};
-use crate::store::{Order, start};
+use crate::store::{Order, Restarted, start};
 use crossbeam::channel::{RecvTimeoutError, Sender, unbounded};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -23,6 +23,8 @@ struct Agent<'a> {
     store: Sender<Order>,
     zero: Instant,
     idle_since: Instant,
+    /// The ranks of a restart were told to run on.
+    gone: std::cell::Cell<bool>,
 }
 
 /// Serves until the job has ended and some time has passed, or until told to end.
@@ -43,7 +45,7 @@ pub(crate) fn serve(run: &RunDir, args: &Args) -> Result<(), AgentError> {
     let zero = Instant::now();
     let coord = Coordinator::new(args.config.clone(), run.incarnation()?, 0);
     tracing::info!("listening; incarnation {}", coord.incarnation());
-    let mut agent = Agent { run, coord, links: BTreeMap::new(), store, zero, idle_since: zero };
+    let mut agent = Agent { run, coord, links: BTreeMap::new(), store, zero, idle_since: zero, gone: false.into() };
     loop {
         let now = agent.now();
         let mut wait = Duration::from_secs(1);
@@ -123,6 +125,13 @@ impl Agent<'_> {
 
     fn send(&self, conn: Conn, message: ToRank) {
         tracing::trace!("connection {conn}: {message:?}");
+        if message == ToRank::Go && !self.gone.replace(true) {
+            self.order(Order::Restarted(Restarted {
+                incarnation: self.coord.incarnation(),
+                ranks: self.coord.status().size,
+                restart_ns: self.now(),
+            }));
+        }
         if let Some(link) = self.links.get(&conn) {
             link.send(FromAgent::Rank(message));
         }

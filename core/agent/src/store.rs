@@ -28,6 +28,16 @@ pub(crate) enum Order {
     },
     Discard(CkptId),
     Outcome(JobOutcome),
+    Restarted(Restarted),
+}
+
+/// A restart, for the history.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Restarted {
+    pub(crate) incarnation: u32,
+    pub(crate) ranks: u32,
+    /// From the agent's start, which is the first rank's, until the ranks run on.
+    pub(crate) restart_ns: u64,
 }
 
 /// Starts the thread; it ends when the sender is dropped.
@@ -51,6 +61,9 @@ fn obey(run: &RunDir, order: Order, to: &Sender<Input>) {
             let manifest = manifest(ckpt, incarnation, size, &images, &finished, &measures);
             let result = run.commit(&manifest).map_err(|e| chain(&e));
             let failed = result.is_err();
+            if !failed {
+                note(run, &measures);
+            }
             answer(Event::Committed(result));
             let forgotten = if failed { run.discard(ckpt).map(|()| vec![]) } else { run.forget(KEEP, None) };
             if let Err(e) = forgotten {
@@ -62,11 +75,18 @@ fn obey(run: &RunDir, order: Order, to: &Sender<Input>) {
                 tracing::warn!("discard checkpoint {ckpt}: {}", chain(&e));
             }
         }
+        Order::Restarted(line) => note(run, &line),
         Order::Outcome(outcome) => {
             if let Err(e) = run.note_json("outcome.json", &outcome) {
                 tracing::warn!("record the outcome: {}", chain(&e));
             }
         }
+    }
+}
+
+fn note(run: &RunDir, line: &impl serde::Serialize) {
+    if let Err(e) = run.add_history(line) {
+        tracing::warn!("history: {}", chain(&e));
     }
 }
 

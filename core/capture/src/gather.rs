@@ -83,10 +83,7 @@ fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
         let link = format!("/proc/self/fd/{num}");
         // The descriptor of the listing itself is closed by now.
         let (Ok(path), Ok(meta)) = (fs::read_link(&link), fs::metadata(&link)) else { continue };
-        // SAFETY: F_GETFL and F_GETFD only read.
-        let (flags, fd_flags) = unsafe { (libc::fcntl(num, libc::F_GETFL), libc::fcntl(num, libc::F_GETFD)) };
-        // SAFETY: lseek by 0 moves nothing.
-        let offset = unsafe { libc::lseek(num, 0, libc::SEEK_CUR) };
+        let Some((offset, flags)) = info(num) else { continue };
         let kind = meta.file_type();
         let bytes = path.as_os_str().as_bytes().to_vec();
         // /dev/null as a standard stream stays what it is; a pipe or terminal is the launcher's.
@@ -121,14 +118,21 @@ fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
         };
         out.push(Fd {
             num,
-            flags,
-            cloexec: fd_flags & libc::FD_CLOEXEC != 0,
-            offset: u64::try_from(offset).unwrap_or(0),
+            flags: flags & !libc::O_CLOEXEC,
+            cloexec: flags & libc::O_CLOEXEC != 0,
+            offset,
             same_as: same_as(num, &out),
             kind: what,
         });
     }
     out
+}
+
+/// Offset and flags of a descriptor of the process, whatever table of descriptors this thread has (proc_pid_fdinfo(5)).
+fn info(num: i32) -> Option<(u64, i32)> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{num}")).ok()?;
+    let field = |key| text.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
+    Some((field("pos:")?.parse().ok()?, i32::from_str_radix(field("flags:")?, 8).ok()?))
 }
 
 /// The lowest earlier descriptor that shares `num`'s open file description: kcmp(2) says so.
@@ -144,26 +148,92 @@ fn same_as(num: i32, earlier: &[Fd]) -> i32 {
 
 /// Why this process cannot be saved now; empty if it can. Looks only, so it may run while the application does.
 pub fn reasons(streams: &Streams) -> Vec<String> {
+    // On a thread with a table of descriptors of its own: the application counts on getting the lowest free number, and
+    // must not find one of ours there. /proc/self/fd is the main thread's table all the same.
+    std::thread::scope(|s| {
+        let looking = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(s, || {
+            go_apart();
+            look(streams)
+        });
+        let lost = || vec!["the process cannot be looked at: no thread can be made".to_string()];
+        looking.map_or_else(|_| lost(), |t| t.join().unwrap_or_else(|_| lost()))
+    })
+}
+
+thread_local! {
+    static APART: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Gives the calling thread a table of descriptors of its own, so that what it opens has no number in the application's.
+/// For a thread that lives briefly: its copies keep the application's files open.
+pub fn go_apart() {
+    // SAFETY: CLONE_FILES: only this thread is concerned.
+    if unsafe { libc::unshare(libc::CLONE_FILES) } == 0 {
+        APART.set(true);
+    }
+}
+
+/// True on a thread that has a table of its own.
+pub fn is_apart() -> bool {
+    APART.get()
+}
+
+fn look(streams: &Streams) -> Vec<String> {
     let mut r = Vec::new();
     if upper().forbidden.load(Relaxed) != 0 {
         r.push("the application forbids checkpoints at the moment".into());
     }
-    let children = fs::read_to_string(format!("/proc/self/task/{}/children", getpid())).unwrap_or_default();
-    for c in children.split_whitespace() {
-        let name = fs::read_to_string(format!("/proc/{c}/comm")).unwrap_or_default();
-        r.push(format!("child process {c} ({}) is alive", name.trim()));
+    for c in children() {
+        let name = text(&format!("/proc/{c}/comm"));
+        r.push(format!("child process {c} ({name}) is alive, or has not been waited for"));
     }
     if let Ok(text) = fs::read("/proc/self/maps") {
-        for m in regions(&text).iter().filter(|m| m.shared && m.prot & 2 != 0) {
-            r.push(format!("memory at {:#x} is shared and writable: {}", m.start, m.name));
-        }
+        r.extend(shared(&regions(&text)));
     }
-    let timers = fs::read_to_string("/proc/self/timers").unwrap_or_default();
-    if !timers.trim().is_empty() {
+    if !text("/proc/self/timers").is_empty() {
         r.push("a POSIX timer (timer_create) exists".into());
     }
     fds(streams, &mut r);
     r
+}
+
+/// Children of the application: those of any thread, but for our own frozen ones.
+fn children() -> Vec<i32> {
+    let tasks = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    tasks
+        .filter_map(|t| fs::read_to_string(t.path().join("children")).ok())
+        .flat_map(|c| c.split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<i32>>())
+        .filter(|c| !crate::write::is_frozen(*c))
+        .collect()
+}
+
+/// Memory that other processes, or other mappings of this one, may see change. Shared anonymous memory that is mapped
+/// once is nobody else's: all children are gone.
+fn shared(regions: &[Region]) -> Vec<String> {
+    let mut r = Vec::new();
+    for (k, m) in regions.iter().enumerate().filter(|(_, m)| m.shared) {
+        if !is_shared_anonymous(m) {
+            if m.prot & 2 != 0 {
+                r.push(format!("memory at {:#x} is shared and writable: {}", m.start, m.name));
+            }
+            continue;
+        }
+        let len = |m: &Region| m.end - m.start;
+        let twice = regions.iter().skip(k + 1).any(|o| {
+            (o.shared, o.inode) == (true, m.inode)
+                && o.offset < m.offset + len(m)
+                && m.offset < o.offset + len(o)
+        });
+        if twice {
+            r.push(format!("shared memory at {:#x} is mapped twice", m.start));
+        }
+    }
+    r
+}
+
+/// MAP_SHARED | MAP_ANONYMOUS, as /proc/self/maps shows it.
+pub(crate) fn is_shared_anonymous(m: &Region) -> bool {
+    m.shared && m.name == "/dev/zero (deleted)"
 }
 
 /// Facts of this processor that an image depends on.
@@ -182,6 +252,15 @@ pub fn cpu() -> Cpu {
     }
 }
 
+/// Changes whenever the machine boots; a time namespace of its own counts as another boot.
+pub(crate) fn boot_id() -> String {
+    let offset = text("/proc/self/timens_offsets");
+    let own =
+        offset.lines().any(|l| l.starts_with("monotonic") && l.split_whitespace().skip(1).any(|w| w != "0"));
+    let id = text("/proc/sys/kernel/random/boot_id");
+    if own { format!("{id} {offset}") } else { id }
+}
+
 fn text(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_string()
 }
@@ -192,7 +271,12 @@ fn text(path: &str) -> String {
 /// The reasons why it cannot be saved.
 pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
     let mut reasons = Vec::new();
+    if upper().forbidden.load(Relaxed) != 0 {
+        // Since it was asked; now it stands still.
+        reasons.push("the application forbids checkpoints at the moment".into());
+    }
     let fds = fds(streams, &mut reasons);
+    reasons.extend(children().iter().map(|c| format!("child process {c} has come to life")));
     if !reasons.is_empty() {
         return Err(reasons);
     }
@@ -219,7 +303,7 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
                 alt_size_flags: t.alt_size_flags.load(Relaxed),
                 name: text(&format!("/proc/self/task/{tid}/comm")),
                 affinity,
-                pending: Vec::new(),
+                pending: crate::pending::of_thread(tid),
             }
         })
         .collect();
@@ -247,9 +331,9 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
             umask,
             vpid: u.vpid.load(Relaxed),
             host: text("/proc/sys/kernel/hostname"),
-            boot_id: text("/proc/sys/kernel/random/boot_id"),
+            boot_id: boot_id(),
             kernel: text("/proc/sys/kernel/osrelease"),
-            monotonic_ns: monotonic_ns(),
+            monotonic_ns: monotonic_ns().wrapping_add(u.clock_shift.load(Relaxed)),
             realtime_ns: u64::try_from(realtime.as_nanos()).unwrap_or(0),
             cpu: cpu(),
             mpi: Mpi {
@@ -261,7 +345,7 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
         },
         regions: regions(&listing),
         threads,
-        signals: Signals { pending: Vec::new(), itimers },
+        signals: Signals { pending: crate::pending::of_process(), itimers },
         fds,
     })
 }

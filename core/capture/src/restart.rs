@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 use stillpoint_abi::half::{MAGIC, ThreadRec};
 use stillpoint_image::{FdKind, Image, Meta};
-use stillpoint_sys::raw::{futex_wait, futex_wake_all, getpid, gettid, nr};
+use stillpoint_sys::raw::{futex_wait, futex_wake_all, getpid, gettid, monotonic_ns, nr};
 use stillpoint_sys::{arch, half, sys, upper};
 
 /// Why a restart is refused.
@@ -98,10 +98,11 @@ pub fn check_host(m: &Meta) -> Result<(), Error> {
 /// Names the region or the damaged frame.
 pub fn memory(image: &Image, m: &Meta) -> Result<(), Error> {
     for r in &m.regions {
-        let fixed = 0x2 | 0x20 | 0x4000 | 0x10_0000;
+        // MAP_SHARED or MAP_PRIVATE; ANONYMOUS, NORESERVE, FIXED_NOREPLACE.
+        let fixed = if crate::gather::is_shared_anonymous(r) { 1 } else { 2 } | 0x20 | 0x4000 | 0x10_0000;
         // SAFETY: NOREPLACE: nothing of this process is overwritten.
         let x = unsafe { sys!(nr::MMAP, r.start, r.end - r.start, 3, fixed, usize::MAX, 0) };
-        if x != (r.start as usize).cast_signed() {
+        if x != r.start as isize {
             return Err(Error::Map { addr: r.start, name: r.name.clone(), errno: -x });
         }
         if r.end - r.start >= 2 << 20 {
@@ -109,24 +110,7 @@ pub fn memory(image: &Image, m: &Meta) -> Result<(), Error> {
             unsafe { sys!(nr::MADVISE, r.start, r.end - r.start, 14) };
         }
     }
-    let index = image.index()?;
-    for (f, sum) in index.frames() {
-        if !m.regions.iter().any(|r| r.start <= f.addr && f.addr + f.len as u64 <= r.end)
-            && !covered(m, f.addr, f.addr + f.len as u64)
-        {
-            return Err(Error::Map { addr: f.addr, name: "a page in no region".into(), errno: 14 });
-        }
-        // SAFETY: inside regions mapped writable above.
-        let to = unsafe {
-            std::slice::from_raw_parts_mut(
-                std::ptr::with_exposed_provenance_mut::<u8>(f.addr as usize),
-                f.len,
-            )
-        };
-        std::os::unix::fs::FileExt::read_exact_at(image.file(), to, f.file_offset)
-            .map_err(|source| Error::System { what: "read the image", source })?;
-        image.check_frame(&f, sum, to)?;
-    }
+    read_frames(image, m)?;
     for r in &m.regions {
         if r.prot != 3 {
             // SAFETY: as it was in the old process.
@@ -144,6 +128,66 @@ pub fn memory(image: &Image, m: &Meta) -> Result<(), Error> {
     Ok(())
 }
 
+/// Reads and verifies every frame, on as many threads as help: one cannot read and sum as fast as memory takes it.
+fn read_frames(image: &Image, m: &Meta) -> Result<(), Error> {
+    let index = image.index()?;
+    let frames: Vec<_> = index.frames().collect();
+    for (f, _) in &frames {
+        let end = f.addr + f.len as u64;
+        if !m.regions.iter().any(|r| r.start <= f.addr && end <= r.end) && !covered(m, f.addr, end) {
+            return Err(Error::Map { addr: f.addr, name: "a page in no region".into(), errno: 14 });
+        }
+    }
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<(), Error> {
+        while let Some((f, sum)) = frames.get(next.fetch_add(1, Relaxed)) {
+            // SAFETY: inside regions mapped writable by the caller; frames do not overlap, and each is taken once.
+            let to = unsafe {
+                std::slice::from_raw_parts_mut(
+                    std::ptr::with_exposed_provenance_mut::<u8>(f.addr as usize),
+                    f.len,
+                )
+            };
+            std::os::unix::fs::FileExt::read_exact_at(image.file(), to, f.file_offset)
+                .map_err(|source| Error::System { what: "read the image", source })?;
+            image.check_frame(f, *sum, to)?;
+        }
+        Ok(())
+    };
+    // A frame is a MiB at most; fewer than this many are not worth a thread.
+    let helpers =
+        std::thread::available_parallelism().map_or(1, usize::from).min(frames.len() / 32 + 1).min(8) - 1;
+    std::thread::scope(|s| {
+        let spawn = |_| std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(s, work).ok();
+        let others: Vec<_> = (0..helpers).filter_map(spawn).collect();
+        let mine = work();
+        others.into_iter().filter_map(|t| t.join().ok()).fold(mine, Result::and)
+    })
+}
+
+/// The application's clocks that count from the boot go on where they stood: with the time that has passed, on the machine
+/// that the image was taken on since the same boot; else from the time of the checkpoint, and what has passed by the clock
+/// on the wall.
+fn clocks(m: &Meta) {
+    let (u, h, p) = (upper(), half(), &m.process);
+    if crate::gather::boot_id() == p.boot_id && !p.boot_id.is_empty() {
+        let seen = monotonic_ns().wrapping_add(u.clock_shift.load(Relaxed));
+        // Never back, even if the boot id lies (a restored virtual machine).
+        u.clock_shift.fetch_add(p.monotonic_ns.saturating_sub(seen), Relaxed);
+    } else {
+        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let passed = u64::try_from(wall.as_nanos()).unwrap_or(0).saturating_sub(p.realtime_ns);
+        let want = p.monotonic_ns.saturating_add(passed);
+        u.clock_shift.store(want.wrapping_sub(monotonic_ns()), Relaxed);
+    }
+    if u.clock_shift.load(Relaxed) != 0 {
+        // The fake vDSO goes through the hook, which finds the kernel's function in a slot of its own.
+        let fallback = u.vdso_fallback[0].load(Relaxed);
+        let real = h.vdso[0].swap(fallback, Relaxed);
+        h.vdso[5].store(if real == fallback { 0 } else { real }, Relaxed);
+    }
+}
+
 /// True if neighbouring regions together cover `[start, end)`; regions are sorted.
 fn covered(m: &Meta, start: u64, end: u64) -> bool {
     let mut at = start;
@@ -157,14 +201,16 @@ fn covered(m: &Meta, start: u64, end: u64) -> bool {
 
 /// Opens again what was open. Standard streams are what the launcher gives this process.
 ///
+/// By plain system calls: what libc's functions open down here counts as the lower half's (`lower_fds`).
+///
 /// # Errors
 /// Names the descriptor and the file.
 pub fn descriptors(m: &Meta) -> Result<(), Error> {
     let dup_to = |from: i32, to: i32, cloexec: bool| {
         let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
-        // SAFETY: `to` is one of the application's numbers, which nobody here uses.
         if from != to {
-            unsafe { libc::dup3(from, to, flags) };
+            // SAFETY: `to` is one of the application's numbers, which nobody here uses.
+            unsafe { sys!(nr::DUP3, from, to, flags) };
         } else {
             // SAFETY: sets or clears FD_CLOEXEC.
             unsafe { libc::fcntl(to, libc::F_SETFD, if cloexec { libc::FD_CLOEXEC } else { 0 }) };
@@ -174,12 +220,12 @@ pub fn descriptors(m: &Meta) -> Result<(), Error> {
     let mut aside = [0; 3];
     for (k, a) in aside.iter_mut().enumerate() {
         // SAFETY: a copy with a high number.
-        *a = unsafe { libc::fcntl(i32::try_from(k).unwrap_or(0), libc::F_DUPFD_CLOEXEC, 600) };
+        *a = unsafe { sys!(nr::FCNTL, k, libc::F_DUPFD_CLOEXEC, 600) as i32 };
     }
     for std in 0..3 {
         if !m.fds.iter().any(|f| f.num == std) {
             // SAFETY: the application had closed it.
-            unsafe { libc::close(std) };
+            unsafe { sys!(nr::CLOSE, std) };
         }
     }
     for f in &m.fds {
@@ -213,9 +259,9 @@ pub fn descriptors(m: &Meta) -> Result<(), Error> {
         let flags =
             f.flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY) | libc::O_CLOEXEC;
         // SAFETY: a terminated path.
-        let fd = unsafe { libc::open(c.as_ptr(), flags) };
+        let fd = unsafe { sys!(nr::OPEN, c.as_ptr(), flags) as i32 };
         if fd < 0 {
-            return Err(bad(format!("cannot be opened ({})", std::io::Error::last_os_error())));
+            return Err(bad(format!("cannot be opened ({})", std::io::Error::from_raw_os_error(-fd))));
         }
         let writable = f.flags & libc::O_ACCMODE != libc::O_RDONLY;
         if let (FdKind::File { len, .. }, true) = (&f.kind, writable) {
@@ -229,12 +275,12 @@ pub fn descriptors(m: &Meta) -> Result<(), Error> {
         dup_to(fd, f.num, f.cloexec);
         if moved {
             // SAFETY: the copy has its place.
-            unsafe { libc::close(fd) };
+            unsafe { sys!(nr::CLOSE, fd) };
         }
     }
     for a in aside {
         // SAFETY: copies made above.
-        unsafe { libc::close(a) };
+        unsafe { sys!(nr::CLOSE, a) };
     }
     let cwd = Path::new(OsStr::from_bytes(&m.process.cwd));
     std::env::set_current_dir(cwd).map_err(|source| Error::System {
@@ -326,6 +372,7 @@ extern "C" fn thread_main() -> ! {
 /// # Errors
 /// If a thread cannot be made.
 pub fn threads(m: &Meta) -> Result<(), Error> {
+    clocks(m);
     let others = crate::pause::threads().count().saturating_sub(1);
     for _ in 0..others {
         const STACK: usize = 64 << 10;
@@ -359,6 +406,7 @@ pub fn threads(m: &Meta) -> Result<(), Error> {
         let _ = std::fs::write(format!("/proc/self/task/{tid}/comm"), &t.name);
         // SAFETY: reads the mask.
         unsafe { sys!(nr::SCHED_SETAFFINITY, *tid, t.affinity.len(), t.affinity.as_ptr()) };
+        crate::pending::raise_thread(*tid, &t.pending);
     }
     Ok(())
 }
@@ -368,6 +416,9 @@ pub fn go(m: &Meta) -> ! {
     let u = upper();
     u.restarts.fetch_add(1, Relaxed);
     for (k, (value, interval)) in m.signals.itimers.iter().enumerate() {
+        // A timer whose signal is still pending counts on only when that is delivered (kernel/signal.c, dequeue_signal):
+        // it shows no value then.
+        let value = if *value == 0 { interval } else { value };
         if *value != 0 {
             let v = [interval / 1_000_000, interval % 1_000_000, value / 1_000_000, value % 1_000_000];
             // SAFETY: reads a struct itimerval.
@@ -375,6 +426,10 @@ pub fn go(m: &Meta) -> ! {
         }
     }
     half().pid.store(getpid(), Relaxed);
+    crate::pending::raise_process(&m.signals.pending);
+    if let Some(t) = m.threads.first() {
+        crate::pending::raise_thread(gettid(), &t.pending);
+    }
     let main = &u.threads[0];
     // SAFETY: the main thread's own upper thread pointer.
     unsafe { arch::set_fs(main.fs.load(Relaxed)) };

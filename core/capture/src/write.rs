@@ -4,10 +4,24 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicI32;
+use std::sync::atomic::Ordering::Relaxed;
 use stillpoint_abi::ids::Incarnation;
 use stillpoint_image::{Header, IndexBuf, Meta, PAGE, Region, Run, RunTable, Seal, encode_meta, frames};
 use stillpoint_sys::raw::nr;
 use stillpoint_sys::sys;
+
+/// Process ids of frozen children that have not been reaped.
+static FROZEN: [AtomicI32; 8] = [const { AtomicI32::new(0) }; 8];
+
+/// True for a frozen child of ours.
+pub(crate) fn is_frozen(pid: i32) -> bool {
+    FROZEN.iter().any(|f| f.load(Relaxed) == pid)
+}
+
+fn replace_frozen(old: i32, new: i32) {
+    let _ = FROZEN.iter().find(|f| f.compare_exchange(old, new, Relaxed, Relaxed).is_ok());
+}
 
 /// How an image is to be written.
 #[derive(Debug)]
@@ -147,17 +161,28 @@ fn list_pages(
             } else {
                 &vec[..n.unsigned_abs()]
             };
+            let mut keep = |from: u64, pages: u64| -> Step<()> {
+                let (mut at, end) = (from, from + pages * PAGE);
+                while let Some((start, until)) = crate::excluded::next_saved(at, end) {
+                    for p in (start..until).step_by(PAGE as usize) {
+                        if !is_zero(p as usize) {
+                            table.push(p, 1).map_err(|_| (0, 12))?;
+                        }
+                    }
+                    at = until;
+                }
+                Ok(())
+            };
             for f in found {
+                if r.inode == 0 {
+                    keep(f.start, (f.end - f.start) / PAGE)?;
+                    continue;
+                }
                 let mut p = f.start;
                 while p < f.end {
-                    if r.inode != 0 && !readable(p) {
-                        p += PAGE;
-                        continue;
-                    }
-                    if !is_zero(p as usize) {
-                        table.push(p, 1).map_err(|_| (0, 12))?;
-                    }
-                    p += PAGE;
+                    let (pages, next) = readable(p, f.end);
+                    keep(p, pages)?;
+                    p = next;
                 }
             }
             if arg.walk_end <= at {
@@ -169,14 +194,26 @@ fn list_pages(
     Ok(())
 }
 
-/// False for pages that fault: file mappings beyond the end of their file. (Guard pages of MADV_GUARD_INSTALL are not
-/// present, so the scan leaves them out.) Asks the kernel to read a word for us.
-fn readable(page: u64) -> bool {
-    let mut word = 0u64;
-    let local = [(&raw mut word).expose_provenance() as u64, 8];
-    let remote = [page, 8];
-    // SAFETY: process_vm_readv (310) of our own process copies 8 bytes to `word`, or says EFAULT.
-    unsafe { sys!(310, stillpoint_sys::raw::getpid(), local.as_ptr(), 1, remote.as_ptr(), 1, 0) == 8 }
+/// Pages that are looked at with one call.
+const LOOK: usize = 512;
+
+/// How many pages from `start` on can be read, and where to go on: file mappings fault beyond the end of their file. (Guard
+/// pages of MADV_GUARD_INSTALL in anonymous memory are not present, so the scan leaves them out.) Asks the kernel to read a
+/// word of each page for us.
+fn readable(start: u64, end: u64) -> (u64, u64) {
+    let mut words = [0u64; LOOK];
+    let n = usize::try_from((end - start) / PAGE).unwrap_or(LOOK).min(LOOK);
+    let mut remote = [[0u64; 2]; LOOK];
+    for (k, r) in remote.iter_mut().enumerate().take(n) {
+        *r = [start + k as u64 * PAGE, 8];
+    }
+    let local = [words.as_mut_ptr().expose_provenance() as u64, 8 * n as u64];
+    let me = stillpoint_sys::raw::getpid();
+    // SAFETY: copies at most 8 bytes a page to `words`; stops at the first page that it cannot read.
+    let got = unsafe { sys!(nr::PROCESS_VM_READV, me, local.as_ptr(), 1, remote.as_ptr(), n, 0) };
+    let pages = got.max(0).unsigned_abs() as u64 / 8;
+    let next = if pages == n as u64 { pages } else { pages + 1 };
+    (pages, start + next * PAGE)
 }
 
 fn put(fd: i32, mut at: usize, mut len: usize, mut off: u64) -> Result<(), isize> {
@@ -288,6 +325,9 @@ pub enum Snapshot {
 /// # Errors
 /// What failed before anything was written.
 pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot, String> {
+    // Shared memory is not copied on write: a frozen child would see the application go on.
+    let direct = direct || meta.regions.iter().any(crate::gather::is_shared_anonymous);
+    let direct = crate::room::check(order.path, &meta.regions, direct)?;
     let (bytes, meta_sum) = encode_meta(meta, &order.seal).map_err(|e| e.to_string())?;
     let room = Room::new().map_err(|e| format!("no memory for the writer: {e}"))?;
     let open = |p: &Path, create: bool| -> Result<OwnedFd, String> {
@@ -317,6 +357,15 @@ pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot
     // SAFETY: makes two descriptors.
     if unsafe { libc::pipe2(pipe.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
         return Err(format!("cannot make a pipe: {}", std::io::Error::last_os_error()));
+    }
+    // The application runs on while this end is open: its own numbers stay free. Where there is none so high, it stays low.
+    // SAFETY: a copy with a high number, and the end of the low one.
+    unsafe {
+        let high = libc::fcntl(pipe[0], libc::F_DUPFD_CLOEXEC, 700);
+        if high >= 0 {
+            libc::close(pipe[0]);
+            pipe[0] = high;
+        }
     }
     // SAFETY: just made, owned by nobody else.
     let (report, tell) = unsafe { (OwnedFd::from_raw_fd(pipe[0]), OwnedFd::from_raw_fd(pipe[1])) };
@@ -357,6 +406,7 @@ pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot
     if pid < 0 {
         return Err(format!("cannot fork: {}", std::io::Error::from_raw_os_error(-pid as i32)));
     }
+    replace_frozen(0, pid as i32);
     Ok(Snapshot::Child { pid: pid as i32, report })
 }
 
@@ -374,6 +424,7 @@ impl Snapshot {
                 let got = std::fs::File::from(report).read_exact(&mut b);
                 // SAFETY: reaps the child; __WCLONE because it has no exit signal.
                 unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE) };
+                replace_frozen(pid, 0);
                 got.map_err(|_| "the frozen child died before the image was written".to_string())?;
                 let word = |k: usize| b[k..k + 8].try_into().map_or(0, u64::from_le_bytes);
                 let mut digest = [0; 16];

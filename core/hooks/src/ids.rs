@@ -190,9 +190,12 @@ pub(crate) extern "C" fn clone_done(rec: &ThreadRec, x: isize) {
         rec.fs.store(0, Release);
         return;
     }
-    // The new thread enters its ids itself, and corrects what glibc keeps; its creator may use them at once. It may also
-    // have ended by now, and its record be used by another.
+    // The new thread enters its ids itself. Until it has, the kernel's id stands for it, unless that is taken: then what
+    // glibc keeps must be corrected before the creator uses it. (It may have ended by now, and its record be used again.)
     let fs = rec.fs.load(Relaxed);
+    if choose(rec, x as i32) == x as i32 {
+        return;
+    }
     while rec.vtid.load(Acquire) == -1 && rec.fs.load(Relaxed) == fs {
         // SAFETY: gives up the processor.
         unsafe { sys!(nr::SCHED_YIELD) };

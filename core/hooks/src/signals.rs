@@ -124,11 +124,37 @@ fn lead(rec: &ThreadRec) {
     futex_wake_all(&h.still_done);
 }
 
+/// What a handler is to be told: after a restart the kernel's id of this process is not the one the application knows.
+fn correct_sender(info: usize) {
+    // SI_USER, SI_QUEUE, SI_TKILL: sent by a process.
+    const BY_A_PROCESS: [i32; 3] = [0, -1, -6];
+    const SI_PID: usize = 16;
+    let word = |at: usize| core::ptr::with_exposed_provenance_mut::<i32>(info + at);
+    // SAFETY: the kernel's siginfo_t on this stack: si_code at 8; si_pid where a process is the sender.
+    unsafe {
+        if info != 0
+            && BY_A_PROCESS.contains(&word(8).read())
+            && word(SI_PID).read() == half().pid.load(Relaxed)
+        {
+            word(SI_PID).write(upper().vpid.load(Relaxed));
+        }
+    }
+}
+
 extern "C" fn wrapper(sig: i32, info: usize, uc: usize) {
+    const SA_RESETHAND: u64 = 0x8000_0000;
     let n = usize::try_from(sig).unwrap_or(0).min(64);
-    let f = upper().sig[n].handler.load(Acquire);
+    let entry = &upper().sig[n];
+    let f = entry.handler.load(Acquire);
     if f < 2 {
         return;
+    }
+    if entry.flags.load(Relaxed) & SA_RESETHAND != 0 {
+        // The kernel has reset its own entry; the next call of sigaction must say so, and so must a restart.
+        let _ = entry.handler.compare_exchange(f, 0, SeqCst, Relaxed);
+    }
+    if half().child.load(Relaxed) == 0 {
+        correct_sender(info);
     }
     // SAFETY: the application gave this address to sigaction as a handler.
     let f: extern "C" fn(i32, usize, usize) = unsafe { core::mem::transmute(f) };

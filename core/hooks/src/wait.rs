@@ -20,7 +20,7 @@ fn shift() -> u64 {
 
 /// CLOCK_MONOTONIC as the application sees it.
 fn now() -> u64 {
-    monotonic_ns().saturating_add(shift())
+    monotonic_ns().wrapping_add(shift())
 }
 
 /// True for clocks that count from the boot: MONOTONIC, MONOTONIC_RAW, MONOTONIC_COARSE, BOOTTIME.
@@ -28,11 +28,17 @@ fn shifted(clock: usize) -> bool {
     matches!(clock, 1 | 4 | 6 | 7)
 }
 
+/// The kernel's time for one of the application's; what lies before the kernel's beginning has passed. The shift is a
+/// difference of either sign.
+fn kernel_time(t: u64) -> u64 {
+    u64::try_from((t as i64).saturating_sub(shift() as i64)).unwrap_or(0)
+}
+
 /// Calls `f` with the address of an absolute time as the kernel wants it.
 fn at_kernel_time(at: usize, f: impl Fn(usize) -> isize) -> isize {
     match read_timespec(at) {
         Some(t) if shift() != 0 => {
-            let ts = timespec(t.saturating_sub(shift()));
+            let ts = timespec(kernel_time(t));
             f(ts.as_ptr().expose_provenance())
         }
         _ => f(at),
@@ -56,7 +62,7 @@ pub(crate) fn clock_gettime(clock: usize, ts: usize) -> isize {
         && let Some(t) = read_timespec(ts)
     {
         // SAFETY: the kernel has just written there.
-        unsafe { with_exposed_provenance_mut::<[u64; 2]>(ts).write(timespec(t.saturating_add(shift()))) };
+        unsafe { with_exposed_provenance_mut::<[u64; 2]>(ts).write(timespec(t.wrapping_add(shift()))) };
     }
     x
 }

@@ -33,7 +33,7 @@ fn map(
 ) -> Result<(), Error> {
     // SAFETY: every caller maps either where NOREPLACE guards, or over a range that this file reserved before.
     let r = unsafe { sys!(nr::MMAP, addr, len, prot, flags, fd as isize, off) };
-    if r == addr.cast_signed() { Ok(()) } else { Err(Error::Map { what: what.into(), addr, errno: -r }) }
+    if r == addr as isize { Ok(()) } else { Err(Error::Map { what: what.into(), addr, errno: -r }) }
 }
 
 /// Maps the lower half's page.

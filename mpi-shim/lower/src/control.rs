@@ -53,7 +53,8 @@ pub(crate) fn start(restored: bool) -> std::io::Result<()> {
     if let Some(run) = std::env::var_os("STILLPOINT_RUN") {
         let incarnation =
             std::env::var("STILLPOINT_INCARNATION").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
-        let link = Link { run: PathBuf::from(run), incarnation, restored, streams };
+        let socket = crate::link::socket()?;
+        let link = Link { run: PathBuf::from(run), incarnation, restored, streams, socket };
         std::thread::Builder::new().name("stillpoint-ctl".into()).spawn(move || {
             while restored && RUNNING.load(Acquire) == 0 {
                 std::thread::sleep(Duration::from_millis(1));

@@ -40,7 +40,8 @@ fn identity(n: c_int) -> u64 {
 
 fn set(n: c_int, to: bool) {
     let Ok(k) = usize::try_from(n) else { return };
-    if k >= ROOM || READY.load(Relaxed) == 0 {
+    // The numbers of a thread with a table of its own mean nothing to the application.
+    if k >= ROOM || READY.load(Relaxed) == 0 || stillpoint_capture::gather::is_apart() {
         return;
     }
     let w = &half().lower_fds[k / 64];

@@ -24,8 +24,8 @@ use stillpoint_capture::write::{self, Snapshot};
 use stillpoint_coord::client::{Client, ClientAction, Local};
 use stillpoint_coord::message::{self, Clock, Doing, FromAgent, FromRank, Leaving, ToAgent, ToRank};
 use stillpoint_image::Seal;
-use stillpoint_sys::raw::{futex_wake_all, monotonic_ns};
-use stillpoint_sys::{half, upper};
+use stillpoint_sys::raw::{futex_wake_all, monotonic_ns, nr};
+use stillpoint_sys::{half, sys, upper};
 
 /// The socket, for the one message that a dying thread sends itself.
 static LINE: OnceLock<Mutex<UnixStream>> = OnceLock::new();
@@ -47,6 +47,8 @@ pub(crate) struct Link {
     pub(crate) incarnation: u32,
     pub(crate) restored: bool,
     pub(crate) streams: Streams,
+    /// Made before the application runs ([`socket`]).
+    pub(crate) socket: std::os::fd::OwnedFd,
 }
 
 /// What the control thread remembers between events.
@@ -72,43 +74,128 @@ pub(crate) fn hide(fd: std::os::fd::OwnedFd) -> std::os::fd::OwnedFd {
     unsafe { std::os::fd::OwnedFd::from_raw_fd(n) }
 }
 
-fn connect(run: &Path) -> std::io::Result<UnixStream> {
-    let at = run.join("agent.sock");
-    let mut tries = 0;
-    loop {
-        match UnixStream::connect(&at) {
-            Ok(s) => return Ok(UnixStream::from(hide(s.into()))),
-            Err(e) if tries >= 500 => return Err(e),
-            Err(_) => {
-                if tries % 100 == 0 {
-                    start_agent(run);
-                }
-                tries += 1;
-                std::thread::sleep(Duration::from_millis(10));
-            }
+/// A copy with a high number, without a low one in between.
+fn hide_copy(fd: &std::os::fd::OwnedFd) -> std::io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    // SAFETY: as in `hide`.
+    unsafe {
+        let n = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 700);
+        if n < 0 {
+            return Err(std::io::Error::last_os_error());
         }
+        Ok(std::os::fd::OwnedFd::from_raw_fd(n))
     }
 }
 
-/// Starts an agent for this node; one that finds another at work ends at once.
-fn start_agent(run: &Path) {
-    use std::os::unix::process::CommandExt;
-    let Ok(exe) = crate::launch::part("stillpoint-agent") else { return };
-    let mut c = std::process::Command::new("/usr/bin/setsid");
-    c.arg("--fork").arg(exe).arg("--run").arg(run);
-    c.stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
-    if let Ok(log) = std::fs::OpenOptions::new().create(true).append(true).open(run.join("agent.log")) {
-        c.stderr(log);
+/// The socket of the line, with a high number. Made before the application runs, which counts on getting the lowest free
+/// number, and must not find one of ours there for a moment.
+pub(crate) fn socket() -> std::io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: makes a descriptor, owned by nobody else.
+    let s = unsafe {
+        let n = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        if n < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        std::os::fd::OwnedFd::from_raw_fd(n)
+    };
+    Ok(hide(s))
+}
+
+fn connect(socket: std::os::fd::OwnedFd, run: &Path) -> std::io::Result<UnixStream> {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::ffi::OsStrExt;
+    let at = run.join("agent.sock");
+    let name = at.as_os_str().as_bytes();
+    // SAFETY: plain numbers.
+    let mut addr: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    // The last byte stays zero.
+    if name.len() >= addr.sun_path.len() {
+        return Err(std::io::Error::from_raw_os_error(libc::ENAMETOOLONG));
     }
-    c.process_group(0);
-    let _ = c.status();
+    for (to, from) in addr.sun_path.iter_mut().zip(name) {
+        *to = *from as libc::c_char;
+    }
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    for tries in 0..500 {
+        // SAFETY: reads `addr`; a socket whose connection was refused may try again (unix(7)).
+        if unsafe { libc::connect(socket.as_raw_fd(), (&raw const addr).cast(), len) } == 0 {
+            return Ok(UnixStream::from(socket));
+        }
+        if tries % 100 == 0 {
+            start_agent_apart(run);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err(std::io::Error::from_raw_os_error(libc::ECONNREFUSED))
+}
+
+/// As [`start_agent`], on a thread with a table of descriptors of its own.
+fn start_agent_apart(run: &Path) {
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            gather::go_apart();
+            start_agent(run);
+        });
+    });
+}
+
+/// Held while an agent is being started: an execve of the application must not come between that and the reaping.
+static STARTING: Mutex<()> = Mutex::new(());
+
+/// Starts an agent for this node; one that finds another at work ends at once.
+///
+/// By hand, as a child without an exit signal: the application may call wait(2) for any child, and must not find this one.
+fn start_agent(run: &Path) {
+    use std::os::fd::AsRawFd;
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(_starting) = STARTING.lock() else { return };
+    if LEFT.load(SeqCst) != 0 {
+        return;
+    }
+    let Ok(exe) = crate::launch::part("stillpoint-agent") else { return };
+    let text = |p: &Path| std::ffi::CString::new(p.as_os_str().as_bytes()).unwrap_or_default();
+    let (exe, run_dir) = (text(&exe), text(run));
+    let args = [exe.as_ptr(), c"--run".as_ptr(), run_dir.as_ptr()];
+    let args: Vec<_> = args.into_iter().chain([std::ptr::null()]).collect();
+    let envs: Vec<_> = std::env::vars_os()
+        .filter_map(|(k, v)| std::ffi::CString::new([k.as_bytes(), b"=", v.as_bytes()].concat()).ok())
+        .collect();
+    let envs: Vec<_> = envs.iter().map(|e| e.as_ptr()).chain([std::ptr::null()]).collect();
+    let open = |p: &Path| std::fs::OpenOptions::new().read(true).create(true).append(true).open(p);
+    let (Ok(null), Ok(log)) = (open(Path::new("/dev/null")), open(&run.join("agent.log"))) else { return };
+    let (null, log) = (null.as_raw_fd(), log.as_raw_fd());
+    let none = 0u64;
+    const SETSID: usize = 112;
+    // SAFETY: a fork (no exit signal); the child makes raw calls only, on what was made above, and ends. The agent is its
+    // child, as an execve would give it an exit signal again.
+    let pid = unsafe { sys!(nr::CLONE, 0, 0) };
+    if pid == 0 {
+        // SAFETY: as above.
+        unsafe {
+            if sys!(nr::CLONE, 0, 0) == 0 {
+                sys!(SETSID);
+                sys!(nr::DUP2, null, 0);
+                sys!(nr::DUP2, null, 1);
+                sys!(nr::DUP2, log, 2);
+                sys!(nr::CLOSE_RANGE, 3, u32::MAX, 0);
+                sys!(nr::RT_SIGPROCMASK, 2, &raw const none, 0, 8);
+                sys!(nr::EXECVE, exe.as_ptr(), args.as_ptr(), envs.as_ptr());
+            }
+            sys!(nr::EXIT_GROUP, 127);
+        }
+    }
+    if pid > 0 {
+        // SAFETY: reaps the child; __WCLONE because it has no exit signal.
+        unsafe { libc::waitpid(pid as i32, std::ptr::null_mut(), libc::__WCLONE) };
+    }
 }
 
 /// Called on the lower thread pointer of a thread that ends the process: tells the agent, in order, before it happens.
 pub(crate) extern "C" fn goodbye(kind: u32, status: i32) {
     let leaving = Leaving::from_kind(kind, status);
+    let _starting = STARTING.lock();
     let last = matches!(leaving, Leaving::Exit(_) | Leaving::Exec);
     if last {
         // Before the line is looked at: whoever opens it later sees this, and sends no hello.
@@ -135,9 +222,15 @@ impl Link {
         unsafe { stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 16, 0, 0) };
         let rank = half().rank.load(Relaxed);
         let mut client = Client::new(Rank(rank));
-        let stream = match connect(&self.run) {
+        let (tx, rx) = channel();
+        // What the application asks for before the line stands waits in the channel.
+        crate::mail::open(&tx);
+        let line = hide_copy(&self.socket);
+        let stream = match line.and_then(|s| connect(s, &self.run)) {
             Ok(s) => s,
             Err(e) => {
+                drop(rx);
+                crate::mail::closed();
                 crate::control::log(&format!(
                     "no node agent at {}: {e}; no checkpoints are taken",
                     self.run.display()
@@ -145,9 +238,8 @@ impl Link {
                 return;
             }
         };
-        let (tx, rx) = channel();
-        if let Ok(read) = stream.try_clone() {
-            let read = UnixStream::from(hide(read.into()));
+        if let Ok(read) = hide_copy(&self.socket) {
+            let read = UnixStream::from(read);
             let tx = tx.clone();
             let reader =
                 std::thread::Builder::new().name("stillpoint-in".into()).spawn(move || read_all(read, &tx));
@@ -156,7 +248,6 @@ impl Link {
             }
         }
         let _ = LINE.set(Mutex::new(stream));
-        crate::mail::open(&tx);
         let hello = Local::Connected {
             size: half().size.load(Relaxed),
             pid: half().pid.load(Relaxed).unsigned_abs(),
@@ -215,8 +306,10 @@ impl Link {
                     None
                 }
                 ClientAction::ReportReasons { .. } => {
+                    // First: they may put away what could not be saved.
+                    let mut r = Vec::from_iter(crate::callbacks::before());
                     crate::fds::prune();
-                    let mut r = gather::reasons(&self.streams);
+                    r.extend(gather::reasons(&self.streams));
                     r.extend(refusals());
                     if upper().threads[0].fs.load(Acquire) == 0 {
                         r.push("the program has not begun".into());
@@ -284,7 +377,10 @@ impl Link {
                     goodbye(abi::goodbye::EXIT, 0);
                     std::process::abort();
                 }
-                ClientAction::Committed { .. } => None,
+                ClientAction::Committed { .. } => {
+                    upper().generation.fetch_add(1, SeqCst);
+                    None
+                }
             };
             if let Some(l) = local {
                 let stopped = l == Local::Stopped;
@@ -388,6 +484,7 @@ fn run_on(work: &mut Work, outcome: Option<u8>) {
     half().release.fetch_add(1, SeqCst);
     futex_wake_all(&half().release);
     pause::resume();
+    crate::callbacks::behind(false);
 }
 
 fn read_all(mut from: UnixStream, tx: &Sender<Event>) {
@@ -439,9 +536,8 @@ fn clocks() -> Local {
             stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 1, 0, 0);
         }
     }
-    let glance = || -> Vec<(u64, u64)> {
-        known().map(|c| (c.gid.load(Acquire), c.count.load(Acquire))).collect()
-    };
+    let glance =
+        || -> Vec<(u64, u64)> { known().map(|c| (c.gid.load(Acquire), c.count.load(Acquire))).collect() };
     let mut seen = glance();
     let mut steady = false;
     for _ in 0..8 {

@@ -10,6 +10,7 @@
 //! functions that the upper half calls down to, and (once MPI is initialised) the site's libmpi.
 
 mod back;
+mod callbacks;
 mod control;
 mod fds;
 mod launch;

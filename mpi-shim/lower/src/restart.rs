@@ -38,6 +38,8 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     if still::has_front() {
         front(command::RESUME, &[0])?;
     }
+    stillpoint_sys::upper().generation.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    crate::callbacks::behind(true);
     restart::go(&meta)
 }
 

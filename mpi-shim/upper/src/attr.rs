@@ -91,6 +91,11 @@ fn hold(key: c_int, by: i32) {
     }
 }
 
+/// How C sees the value: what Fortran set is pointed to.
+fn as_c(a: &Attr) -> usize {
+    if a.form == AttrForm::C { a.value } else { (&raw const a.value).expose_provenance() }
+}
+
 unsafe fn on_delete(object: *mut Head, attr: Attr) -> c_int {
     let Some(k) = keyval(attr.keyval) else { return 0 };
     if k.delete == 0 {
@@ -104,7 +109,7 @@ unsafe fn on_delete(object: *mut Head, attr: Attr) -> c_int {
             AttrForm::C => {
                 let f: unsafe extern "C" fn(*mut Head, c_int, usize, usize) -> c_int =
                     core::mem::transmute(f);
-                f(object, key, attr.value, k.extra)
+                f(object, key, as_c(&attr), k.extra)
             }
             AttrForm::Fint => {
                 let f: unsafe extern "C" fn(*mut c_int, *mut c_int, *mut c_int, *mut c_int, *mut c_int) =
@@ -168,8 +173,10 @@ pub unsafe fn copy_all(from: *mut Head, to: *mut Head) -> c_int {
                         usize,
                         *mut usize,
                         *mut c_int,
+                        *mut Head,
                     ) -> c_int = core::mem::transmute(f);
-                    code = f(from, key, k.extra, a.value, &raw mut out, &raw mut flag);
+                    // The last one is for the interceptor of the C++ bindings; others do not look at it.
+                    code = f(from, key, k.extra, as_c(&a), &raw mut out, &raw mut flag, to);
                 }
                 AttrForm::Fint => {
                     type F = unsafe extern "C" fn(
@@ -416,8 +423,9 @@ macro_rules! named {
         }
     )* };
 }
+/// Functions that the standard names.
 #[allow(non_snake_case, reason = "the library's names")]
-mod names {
+pub mod names {
     use core::ffi::c_int;
     named! {
         OMPI_C_MPI_COMM_NULL_COPY_FN OMPI_C_MPI_COMM_DUP_FN OMPI_C_MPI_COMM_NULL_DELETE_FN;

@@ -310,7 +310,7 @@ stillpoint_mpi_table::for_each_mpi!(rows);
 pub(crate) fn last_barrier() -> c_int {
     // SAFETY: lives for ever; written in MPI_Init.
     let (rank, size) = unsafe { ((*crate::comm::hidden()).rank, (*crate::comm::hidden()).size) };
-    let (rank, size) = (rank.cast_unsigned(), size.cast_unsigned());
+    let (rank, size) = (u32::try_from(rank).unwrap_or(0), u32::try_from(size).unwrap_or(0));
     let mut step = 1;
     let mut tag = 1;
     while step < size {

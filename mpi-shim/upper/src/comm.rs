@@ -15,7 +15,8 @@ use stillpoint_sys::upper;
 
 use crate::errhandler::{ERR_COMM, put, raise};
 use crate::handles::{
-    Comm, Datatype, FLAG_FREED, Group, Head, Info, Kind, Op, Room, is_live, make, real, release, retain, unmake,
+    Comm, Datatype, FLAG_FREED, FLAG_KEPT, Group, Head, Info, Kind, Op, Room, is_live, make, real, release,
+    retain, unmake,
 };
 use crate::state::lock;
 use crate::{down, export, predefined};
@@ -102,6 +103,13 @@ fn enroll(c: *mut Comm) {
     lock().comms.push(c);
 }
 
+/// An identity that nobody else knows.
+fn alone() -> u64 {
+    let mut s = lock();
+    s.gids += 1;
+    (u64::from(s.rank) << 32 | s.gids) + (3 << 62)
+}
+
 /// Agrees on an identity with the other members, by communication on the new communicator.
 fn agree(c: &Comm) -> u64 {
     let mine = {
@@ -140,7 +148,8 @@ pub unsafe fn adopt(at: usize, parent: *mut Comm) -> *mut Comm {
     // SAFETY: just made; nobody else knows it.
     unsafe {
         describe(&mut *c);
-        (*c).gid = agree(&*c);
+        // Processes outside of the job run without us, and would not answer.
+        (*c).gid = if (*c).known { agree(&*c) } else { alone() };
         if !parent.is_null() {
             (*c).errhandler = (*parent).errhandler;
             if !(*c).errhandler.is_null() {
@@ -216,8 +225,10 @@ pub(crate) unsafe fn end(c: *mut Comm) {
 
 /// The application has freed its handle: what remains to be done by all members.
 ///
-/// Freeing is counted like a non-blocking collective, and a barrier that nobody waits for tells when all members have
-/// counted it. Until then the clock stands, so that no checkpoint finds the communicator here and not there.
+/// Freeing is counted like a non-blocking collective, and one that nobody waits for tells when all members have
+/// counted it. Until then the clock stands, so that no checkpoint finds the communicator here and not there. The same
+/// collective agrees on whether some member has persistent requests on it: they can be started again for ever, so all
+/// members keep it.
 unsafe fn depart(c: *mut Comm) {
     // SAFETY: a live communicator of the application, not a predefined one.
     unsafe {
@@ -226,12 +237,33 @@ unsafe fn depart(c: *mut Comm) {
             let _inside = crate::cross::Inside::enter();
             let mut q = 0usize;
             (*c).head.set(FLAG_FREED);
-            let code = down!(MPI_Ibarrier(c: usize = real(c), q: *mut usize = &raw mut q) -> c_int);
+            let mut wanted = Box::new([c_int::from((*c).persistent != 0), 0]);
+            let (from, to) = (wanted.as_ptr(), wanted.as_mut_ptr().add(1));
+            let (ty, op) =
+                (real(predefined!(ompi_mpi_int as Datatype)), real(predefined!(ompi_mpi_op_max as Op)));
+            let code = if (*c).inter {
+                down!(MPI_Ibarrier(c: usize = real(c), q: *mut usize = &raw mut q) -> c_int)
+            } else {
+                down!(MPI_Iallreduce(s: *const c_int = from, r: *mut c_int = to, n: c_int = 1, t: usize = ty,
+                    o: usize = op, c: usize = real(c), q: *mut usize = &raw mut q) -> c_int)
+            };
             if code == 0 {
-                crate::request::adopt_orphan(q, crate::request::Does::Collective, c);
+                let at = c.expose_provenance();
+                let then: Box<dyn FnOnce()> = Box::new(move || {
+                    if wanted[1] != 0 {
+                        let c = core::ptr::with_exposed_provenance_mut::<Comm>(at);
+                        (*c).head.set(FLAG_KEPT);
+                        retain(c);
+                    }
+                });
+                crate::request::adopt_orphan(q, crate::request::Does::Collective, c, then);
             }
         } else {
             (*c).head.set(FLAG_FREED);
+            if (*c).persistent != 0 {
+                (*c).head.set(FLAG_KEPT);
+                retain(c);
+            }
         }
         let_go(c);
     }
@@ -274,7 +306,13 @@ fn of_group(members: &[u32]) -> Option<crate::clock::Within> {
 /// World ranks of the remote side of an intercommunicator that is about to be made. The leaders ask each other, which
 /// can be interrupted, and tell their sides in a collective of their own. `None` if that cannot be known: then the
 /// library says what is wrong, or the other side is outside of the job.
-unsafe fn other_side(local: *mut Comm, leader: c_int, bridge: *mut Comm, remote: c_int, tag: c_int) -> Option<Vec<u32>> {
+unsafe fn other_side(
+    local: *mut Comm,
+    leader: c_int,
+    bridge: *mut Comm,
+    remote: c_int,
+    tag: c_int,
+) -> Option<Vec<u32>> {
     // SAFETY: the caller has checked `local`; `bridge` counts at the leader only.
     unsafe {
         let mine: &Vec<u32> = &(*local).local;
@@ -284,20 +322,25 @@ unsafe fn other_side(local: *mut Comm, leader: c_int, bridge: *mut Comm, remote:
         let mut theirs: Vec<u32> = Vec::new();
         if (*local).rank == leader {
             let world = if valid(bridge) { (*bridge).peer_world(remote) } else { None };
-            if let Some(w) = world.filter(|&w| w != STRANGER && !mine.contains(&STRANGER) && !mine.contains(&w)) {
+            if let Some(w) =
+                world.filter(|&w| w != STRANGER && !mine.contains(&STRANGER) && !mine.contains(&w))
+            {
                 theirs = leaders(w, mine, 1 << 20 | (tag & 0xf_ffff)).unwrap_or_default();
             }
         }
         let mut n = c_int::try_from(theirs.len()).unwrap_or(0);
-        let (c, ty) = (real(local), real(predefined!(ompi_mpi_uint32_t as Datatype)));
+        // The library's handles are read within the clock: before it, the thread may stand still through a restart.
+        let ty = predefined!(ompi_mpi_uint32_t as Datatype);
         let mut code = {
             within!(local);
-            down!(MPI_Bcast(b: *mut c_int = &raw mut n, n: c_int = 1, t: usize = ty, r: c_int = leader, c: usize = c) -> c_int)
+            down!(MPI_Bcast(b: *mut c_int = &raw mut n, n: c_int = 1, t: usize = real(ty), r: c_int = leader,
+                c: usize = real(local)) -> c_int)
         };
         theirs.resize(usize::try_from(n).unwrap_or(0), 0);
         if code == 0 && n > 0 {
             within!(local);
-            code = down!(MPI_Bcast(b: *mut u32 = theirs.as_mut_ptr(), n: c_int = n, t: usize = ty, r: c_int = leader, c: usize = c) -> c_int);
+            code = down!(MPI_Bcast(b: *mut u32 = theirs.as_mut_ptr(), n: c_int = n, t: usize = real(ty),
+                r: c_int = leader, c: usize = real(local)) -> c_int);
         }
         (code == 0 && n > 0).then_some(theirs)
     }
@@ -315,7 +358,7 @@ fn leaders(other: u32, mine: &[u32], tag: c_int) -> Option<Vec<u32>> {
     if crate::p2p::exchange(other, &bytes, other, &mut theirs, tag) != 0 {
         return None;
     }
-    Some(theirs.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect())
+    Some(theirs.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
 macro_rules! check {

@@ -89,7 +89,7 @@ fn told(b: &[u8]) -> Option<Told> {
                 gid: u64_at(b, at)?,
                 id: u64_at(b, at + 8)?,
                 later: u64_at(b, at + 16)?,
-                tag: u32_at(b, at + 24)?.cast_signed(),
+                tag: u32_at(b, at + 24)? as i32,
                 again: u32_at(b, at + 28)? != 0,
             })
         })
@@ -182,7 +182,7 @@ impl Span {
         }
         let (mut chunk, mut ty) = (0usize, 0usize);
         let lengths = [c_int::try_from(n / CHUNK).unwrap_or(c_int::MAX), (n % CHUNK) as c_int];
-        let at = [0isize, (n / CHUNK * CHUNK).cast_signed()];
+        let at = [0isize, (n / CHUNK * CHUNK) as isize];
         down!(MPI_Type_contiguous(n: c_int = CHUNK as c_int, t: usize = byte(), o: *mut usize = &raw mut chunk) -> c_int);
         let types = [chunk, byte()];
         down!(MPI_Type_create_struct(n: c_int = 2, b: *const c_int = lengths.as_ptr(), d: *const isize = at.as_ptr(),
@@ -430,7 +430,10 @@ mod tests {
 
     #[test]
     fn what_is_told_comes_back() {
-        let t = Told { sent: 7, pending: alloc::vec![Pending { gid: 1 << 40, id: 9, later: 2, tag: -5, again: true }] };
+        let t = Told {
+            sent: 7,
+            pending: alloc::vec![Pending { gid: 1 << 40, id: 9, later: 2, tag: -5, again: true }],
+        };
         let mut out = Vec::new();
         put_record(&mut out, 3, &t);
         put_record(&mut out, 4, &Told { sent: 1, pending: Vec::new() });
@@ -446,5 +449,63 @@ mod tests {
         put_record(&mut out, 3, &Told::default());
         assert!(records(&out[..out.len() - 1]).is_none());
         assert!(told(&out[8..12]).is_none());
+    }
+
+    /// A synchronous send to rank 1 of communicator 9 that a COUNTS has told of, and its book.
+    fn marked(p: &mut P2p, comm: &mut Comm, real: usize) -> *mut Request {
+        comm.gid = 9;
+        comm.local = alloc::vec![0, 1];
+        let mut r = Request::new(Does::Ssend);
+        r.comm = comm;
+        (r.peer, r.tag, r.unacknowledged) = (1, 5, true);
+        let r = crate::handles::make(r);
+        p.enlist(r);
+        p.round.marked.push(r);
+        // SAFETY: just made.
+        unsafe {
+            p.note_sync(&mut *r, 9);
+            (*r).head.set_real(real);
+        }
+        r
+    }
+
+    #[test]
+    fn given_up_before_the_drain_nobody_has_been_told() {
+        use crate::handles::{Head, Kind};
+        let mut comm = Comm::new(Head::new(Kind::Comm, 0));
+        let mut p = P2p::new();
+        let under_way = marked(&mut p, &mut comm, 77);
+        let complete_below = marked(&mut p, &mut comm, 0);
+        unmark(&mut p);
+        // SAFETY: live until `end`; neither leads to the library.
+        unsafe {
+            assert!(!(*under_way).done && !(*under_way).unacknowledged, "the library will say when");
+            assert!((*complete_below).done, "the library has said so");
+            assert_eq!(p.keys.len(), 1);
+            (*under_way).completed_below(Status::EMPTY, SUCCESS);
+            assert!((*under_way).done);
+            for r in [under_way, complete_below] {
+                p.end(r);
+            }
+        }
+        assert!(p.round.marked.is_empty() && p.live.is_empty());
+    }
+
+    #[test]
+    fn given_up_within_the_drain_the_receiver_answers_with_what_it_has() {
+        let mut p = P2p::new();
+        let sync = |id, again| Pending { gid: 9, id, later: 0, tag: 5, again };
+        // Told of three: one that no store has, one told of before and still here, one told of before and taken since.
+        let here = SyncId { world: 1, id: 2 };
+        p.store.put(4, Drained { source: 1, tag: 5, bytes: Vec::new(), sync: alloc::vec![here], real: 0 });
+        p.round.told = Some(alloc::vec![(
+            1,
+            Told { sent: 0, pending: alloc::vec![sync(1, false), sync(2, true), sync(3, true)] }
+        )]);
+        mark(&mut p, &[]);
+        let owed: Vec<u64> = p.due.iter().map(|s| s.id).collect();
+        assert_eq!(owed, [1, 3]);
+        mark(&mut p, &[]);
+        assert_eq!(p.due.len(), 2, "once a checkpoint");
     }
 }

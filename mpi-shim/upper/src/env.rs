@@ -30,7 +30,8 @@ pub fn die(why: &str) -> ! {
     std::process::abort()
 }
 
-/// Has the back loaded, once a start, and learns where its predefined objects are.
+/// Has the back loaded, once a start, and learns where its predefined objects are. What relies on it stays inside the
+/// front until it has called: a restart of an image without a live library loads none.
 pub fn load() {
     crate::front::register();
     let h = half();
@@ -105,6 +106,10 @@ unsafe fn init(required: c_int, function: &str) -> (c_int, c_int) {
         // SAFETY: the world is live, or was.
         return (unsafe { raise(core::ptr::null_mut(), ERR_OTHER, function) }, 0);
     }
+    // MPI_Init waits for all ranks: a collective of theirs, before there is a communicator to count it.
+    let all: Vec<u32> = (0..half().size.load(Relaxed)).collect();
+    let _clock = (all.len() > 1).then(|| crate::clock::Within::at(crate::clocks::of_group(&all)));
+    let _inside = cross::Inside::enter();
     let (code, provided) = start(required);
     if code != 0 {
         return (code, provided);
@@ -118,7 +123,7 @@ unsafe fn init(required: c_int, function: &str) -> (c_int, c_int) {
     s.main_fs = arch::thread_self();
     s.life = Life::Live;
     set_state(2);
-    upper().mpi_level.store(provided.cast_unsigned(), Relaxed);
+    upper().mpi_level.store(u32::try_from(provided).unwrap_or(0), Relaxed);
     upper().mpi_state.store(1, Relaxed);
     (0, provided)
 }
@@ -204,8 +209,11 @@ export! {
         0
     }
     fn MPI_Get_library_version(text: *mut c_char, len: *mut c_int) -> c_int {
+        let inside = cross::Inside::enter();
         load();
-        down!(MPI_Get_library_version(t: *mut c_char = text, l: *mut c_int = len) -> c_int)
+        let r = down!(MPI_Get_library_version(t: *mut c_char = text, l: *mut c_int = len) -> c_int);
+        drop(inside);
+        r
     }
     fn MPI_Get_processor_name(name: *mut c_char, len: *mut c_int) -> c_int {
         down!(MPI_Get_processor_name(n: *mut c_char = name, l: *mut c_int = len) -> c_int)
@@ -224,13 +232,17 @@ export! {
         0
     }
     fn MPI_Error_string(code: c_int, text: *mut c_char, len: *mut c_int) -> c_int {
+        let inside = cross::Inside::enter();
         load();
         let r = down!(MPI_Error_string(c: c_int = code, t: *mut c_char = text, l: *mut c_int = len) -> c_int);
+        drop(inside);
         raise(core::ptr::null_mut(), r, "MPI_Error_string")
     }
     fn MPI_Error_class(code: c_int, class: *mut c_int) -> c_int {
+        let inside = cross::Inside::enter();
         load();
         let r = down!(MPI_Error_class(c: c_int = code, k: *mut c_int = class) -> c_int);
+        drop(inside);
         raise(core::ptr::null_mut(), r, "MPI_Error_class")
     }
     fn MPI_Add_error_class(class: *mut c_int) -> c_int {

@@ -55,6 +55,9 @@ pub unsafe fn raise(object: *mut Head, code: c_int, function: &str) -> c_int {
         let handler = *place;
         let default = if (*object).kind == Kind::File { ErrAction::Return } else { ErrAction::Fatal };
         let action = if handler.is_null() { default } else { (*handler).action };
+        if handler == predefined!(ompi_mpi_errors_throw_exceptions as Errhandler) {
+            throw(handler, object, code);
+        }
         match action {
             ErrAction::Return => {}
             ErrAction::Fatal => fatal(object, code, function),
@@ -71,6 +74,24 @@ unsafe fn holder(object: *mut Head) -> *mut *mut Errhandler {
             Kind::Win => &raw mut (*object.cast::<Win>()).errhandler,
             Kind::File => &raw mut (*object.cast::<File>()).errhandler,
             _ => &raw mut (*object.cast::<Comm>()).errhandler,
+        }
+    }
+}
+
+/// The predefined handler of the C++ bindings: their library has written its functions into it.
+unsafe fn throw(handler: *mut Errhandler, object: *mut Head, code: c_int) {
+    type C = unsafe extern "C-unwind" fn(*mut *mut Head, *mut c_int, ...);
+    let (mut object, mut code) = (object, code);
+    // SAFETY: the C++ library wrote a function for each kind of object.
+    unsafe {
+        let at = (*handler).vendor[match (*object).kind {
+            Kind::File => 1,
+            Kind::Win => 2,
+            _ => 0,
+        }];
+        if at != 0 {
+            let f: C = core::mem::transmute(core::ptr::with_exposed_provenance::<c_void>(at));
+            f(&raw mut object, &raw mut code);
         }
     }
 }
@@ -94,8 +115,12 @@ unsafe fn call(handler: *mut Errhandler, object: *mut Head, code: c_int) {
                 f(&raw mut fint, &raw mut code);
             }
             Language::Cxx => {
-                let at = core::ptr::with_exposed_provenance::<c_void>((*handler).interceptor);
-                let g: Cxx = core::mem::transmute(at);
+                // Written by Open MPI's C++ library after `ompi_errhandler_create`.
+                let at = (*handler).vendor[4];
+                if at == 0 {
+                    return;
+                }
+                let g: Cxx = core::mem::transmute(core::ptr::with_exposed_provenance::<c_void>(at));
                 g(&raw mut object, &raw mut code, core::ptr::null(), f);
             }
         }
@@ -105,10 +130,8 @@ unsafe fn call(handler: *mut Errhandler, object: *mut Head, code: c_int) {
 unsafe fn fatal(object: *mut Head, code: c_int, function: &str) {
     let mut text = [0u8; 256];
     let mut len: c_int = 0;
-    // SAFETY: the library writes at most 256 bytes (MPI_MAX_ERROR_STRING).
-    unsafe {
-        crate::down!(MPI_Error_string(c: c_int = code, t: *mut u8 = text.as_mut_ptr(), l: *mut c_int = &raw mut len) -> c_int);
-    }
+    // The library writes at most 256 bytes (MPI_MAX_ERROR_STRING).
+    crate::down!(MPI_Error_string(c: c_int = code, t: *mut u8 = text.as_mut_ptr(), l: *mut c_int = &raw mut len) -> c_int);
     let len = usize::try_from(len).unwrap_or(0).min(text.len());
     let what = String::from_utf8_lossy(&text[..len]).into_owned();
     // SAFETY: `object` is live.
@@ -137,6 +160,8 @@ pub fn create(kind: Kind, language: Language, function: usize, interceptor: usiz
         language,
         function,
         interceptor,
+        spare: [0; 3],
+        vendor: [0; 5],
     })
 }
 
@@ -217,7 +242,7 @@ macro_rules! family {
 }
 family!(Comm Comm: MPI_Comm_create_errhandler MPI_Comm_set_errhandler MPI_Comm_get_errhandler MPI_Comm_call_errhandler, ERR_COMM);
 family!(Win Win: MPI_Win_create_errhandler MPI_Win_set_errhandler MPI_Win_get_errhandler MPI_Win_call_errhandler, 53);
-family!(File File: MPI_File_create_errhandler MPI_File_set_errhandler MPI_File_get_errhandler MPI_File_call_errhandler, 34);
+family!(File File: MPI_File_create_errhandler MPI_File_set_errhandler MPI_File_get_errhandler MPI_File_call_errhandler, 30);
 
 export! {
     fn MPI_Errhandler_create(function: *mut c_void, handler: *mut *mut Errhandler) -> c_int {

@@ -11,10 +11,12 @@ macro_rules! export {
         $(#[$m])*
         #[allow(non_snake_case, reason = "the standard's name")]
         #[allow(dead_code, reason = "used by its exported twins")]
+        #[allow(clippy::too_many_arguments, reason = "the standard's prototype")]
         #[inline(always)]
         pub(crate) unsafe fn $name($($a: $t),*) -> $r {
             // SAFETY: the application passes what the standard asks for.
             #[allow(unused_unsafe, reason = "some bodies only use safe calls")]
+            #[allow(clippy::macro_metavars_in_unsafe, reason = "the body is unsafe code of the front, so written")]
             unsafe { $body }
         }
         const _: () = {

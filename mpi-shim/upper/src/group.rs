@@ -67,6 +67,15 @@ pub fn lower_free(g: &mut usize) {
     }
 }
 
+/// World ranks of a group.
+///
+/// # Safety
+/// `g` is live while the result is used.
+unsafe fn ranks_of<'a>(g: *const Group) -> &'a [u32] {
+    // SAFETY: the caller's promise.
+    unsafe { &(*g).ranks }
+}
+
 fn mine() -> u32 {
     crate::state::lock().rank
 }
@@ -138,12 +147,12 @@ unsafe fn pick(
 export! {
     fn MPI_Group_size(g: *mut Group, size: *mut c_int) -> c_int {
         check!(g, "MPI_Group_size");
-        *size = c_int::try_from((*g).ranks.len()).unwrap_or(0);
+        *size = c_int::try_from(ranks_of(g).len()).unwrap_or(0);
         0
     }
     fn MPI_Group_rank(g: *mut Group, rank: *mut c_int) -> c_int {
         check!(g, "MPI_Group_rank");
-        *rank = position(&(*g).ranks, mine());
+        *rank = position(ranks_of(g), mine());
         0
     }
     fn MPI_Group_translate_ranks(a: *mut Group, n: c_int, from: *const c_int, b: *mut Group, to: *mut c_int) -> c_int {
@@ -153,10 +162,10 @@ export! {
             *to.add(i) = if r == -2 {
                 -2
             } else {
-                let Some(&w) = usize::try_from(r).ok().and_then(|r| (&(*a).ranks).get(r)) else {
+                let Some(&w) = usize::try_from(r).ok().and_then(|r| ranks_of(a).get(r)) else {
                     return raise(core::ptr::null_mut(), ERR_RANK, "MPI_Group_translate_ranks");
                 };
-                position(&(*b).ranks, w)
+                position(ranks_of(b), w)
             };
         }
         0
@@ -164,47 +173,47 @@ export! {
     fn MPI_Group_compare(a: *mut Group, b: *mut Group, result: *mut c_int) -> c_int {
         check!(a, "MPI_Group_compare");
         check!(b, "MPI_Group_compare");
-        *result = compare(&(*a).ranks, &(*b).ranks);
+        *result = compare(ranks_of(a), ranks_of(b));
         0
     }
     fn MPI_Group_union(a: *mut Group, b: *mut Group, out: *mut *mut Group) -> c_int {
         check!(a, "MPI_Group_union");
         check!(b, "MPI_Group_union");
-        let mut ranks = (*a).ranks.clone();
-        ranks.extend((&(*b).ranks).iter().filter(|r| !(&(*a).ranks).contains(r)));
+        let mut ranks = ranks_of(a).to_vec();
+        ranks.extend(ranks_of(b).iter().filter(|r| !ranks_of(a).contains(r)));
         *out = of(ranks);
         0
     }
     fn MPI_Group_intersection(a: *mut Group, b: *mut Group, out: *mut *mut Group) -> c_int {
         check!(a, "MPI_Group_intersection");
         check!(b, "MPI_Group_intersection");
-        *out = of((&(*a).ranks).iter().filter(|r| (&(*b).ranks).contains(r)).copied().collect());
+        *out = of(ranks_of(a).iter().filter(|r| ranks_of(b).contains(r)).copied().collect());
         0
     }
     fn MPI_Group_difference(a: *mut Group, b: *mut Group, out: *mut *mut Group) -> c_int {
         check!(a, "MPI_Group_difference");
         check!(b, "MPI_Group_difference");
-        *out = of((&(*a).ranks).iter().filter(|r| !(&(*b).ranks).contains(r)).copied().collect());
+        *out = of(ranks_of(a).iter().filter(|r| !ranks_of(b).contains(r)).copied().collect());
         0
     }
     fn MPI_Group_incl(g: *mut Group, n: c_int, ranks: *const c_int, out: *mut *mut Group) -> c_int {
         check!(g, "MPI_Group_incl");
-        let size = (&(*g).ranks).len();
+        let size = ranks_of(g).len();
         pick(g, indices(list(ranks, n), size), true, out, "MPI_Group_incl")
     }
     fn MPI_Group_excl(g: *mut Group, n: c_int, ranks: *const c_int, out: *mut *mut Group) -> c_int {
         check!(g, "MPI_Group_excl");
-        let size = (&(*g).ranks).len();
+        let size = ranks_of(g).len();
         pick(g, indices(list(ranks, n), size), false, out, "MPI_Group_excl")
     }
     fn MPI_Group_range_incl(g: *mut Group, n: c_int, r: *const c_int, out: *mut *mut Group) -> c_int {
         check!(g, "MPI_Group_range_incl");
-        let size = (&(*g).ranks).len();
+        let size = ranks_of(g).len();
         pick(g, ranges(list(r, n * 3), size), true, out, "MPI_Group_range_incl")
     }
     fn MPI_Group_range_excl(g: *mut Group, n: c_int, r: *const c_int, out: *mut *mut Group) -> c_int {
         check!(g, "MPI_Group_range_excl");
-        let size = (&(*g).ranks).len();
+        let size = ranks_of(g).len();
         pick(g, ranges(list(r, n * 3), size), false, out, "MPI_Group_range_excl")
     }
     fn MPI_Group_free(g: *mut *mut Group) -> c_int {

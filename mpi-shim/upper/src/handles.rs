@@ -70,6 +70,8 @@ pub struct Head {
 
 /// The application has freed its handle; others still hold the object.
 pub const FLAG_FREED: u32 = 1;
+/// All members have freed the communicator, and some have persistent requests that name it: it stays.
+pub const FLAG_KEPT: u32 = 4;
 /// MPI_Type_commit was called.
 pub const FLAG_COMMITTED: u32 = 2;
 
@@ -255,6 +257,8 @@ pub struct Comm {
     pub keyhash: *mut Comm,
     /// Name.
     pub name: Vec<u8>,
+    /// Persistent requests that name it.
+    pub persistent: u32,
 }
 
 impl Comm {
@@ -277,6 +281,7 @@ impl Comm {
             info: Vec::new(),
             keyhash: core::ptr::null_mut(),
             name: Vec::new(),
+            persistent: 0,
         }
     }
 
@@ -515,6 +520,11 @@ pub struct Errhandler {
     pub function: usize,
     /// The C++ interceptor, or 0.
     pub interceptor: usize,
+    /// Room.
+    pub spare: [u64; 3],
+    /// Where Open MPI's C++ library writes functions itself: for communicators, files and windows (offset 88), one for
+    /// Fortran, and the dispatcher of a C++ function.
+    pub vendor: [usize; 5],
 }
 
 /// What an error handler does.
@@ -599,6 +609,7 @@ const _: () = {
     assert!(core::mem::offset_of!(Datatype, keyhash) == 0xd0);
     assert!(core::mem::offset_of!(Win, keyhash) == 0xf0);
     assert!(core::mem::offset_of!(Op, vendor_flags) == 0x54);
+    assert!(core::mem::offset_of!(Errhandler, vendor) == 88);
     assert!(size_of::<Status>() == 24);
     assert!(size_of::<Comm>() <= 512);
     assert!(size_of::<Datatype>() <= 512);

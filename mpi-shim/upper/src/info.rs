@@ -9,7 +9,7 @@ use core::ffi::{CStr, c_char, c_int};
 use crate::comm::put_text;
 use crate::errhandler::raise;
 use crate::handles::{Head, Info, Kind, is_live, make, unmake};
-use crate::{export, predefined};
+use crate::{down, export, predefined};
 
 const ERR_INFO_KEY: c_int = 31;
 const ERR_INFO_NOKEY: c_int = 32;
@@ -17,6 +17,59 @@ const ERR_INFO_VALUE: c_int = 33;
 const ERR_INFO: c_int = 34;
 const MAX_KEY: usize = 36;
 const MAX_VALUE: usize = 256;
+
+/// A real info for one call; [`lower_free`] ends it.
+///
+/// # Safety
+/// `info` is null or a handle.
+pub unsafe fn lower(info: *mut Info) -> usize {
+    // SAFETY: the caller's promise; predefined objects live for ever.
+    unsafe {
+        if !is_live(info, Kind::Info) {
+            return crate::handles::real(predefined!(ompi_mpi_info_null as Info));
+        }
+        if (*info).head.predefined >= 0 {
+            return (*info).head.real();
+        }
+        let mut at = 0usize;
+        down!(MPI_Info_create(i: *mut usize = &raw mut at) -> c_int);
+        for (k, v) in &(*info).pairs {
+            let (mut k, mut v) = (k.clone(), v.clone());
+            k.push(0);
+            v.push(0);
+            down!(MPI_Info_set(i: usize = at, k: *const u8 = k.as_ptr(), v: *const u8 = v.as_ptr()) -> c_int);
+        }
+        at
+    }
+}
+
+/// Ends what [`lower`] made.
+pub fn lower_free(at: &mut usize) {
+    if *at != 0 && crate::predefined::of_real(*at).is_none() {
+        down!(MPI_Info_free(i: *mut usize = core::ptr::from_mut(at)) -> c_int);
+    }
+}
+
+/// Makes an info of ours from the library's, which ends.
+pub fn taken_up(mut at: usize) -> *mut Info {
+    let mut pairs = Vec::new();
+    let mut n: c_int = 0;
+    if at != 0 {
+        down!(MPI_Info_get_nkeys(i: usize = at, n: *mut c_int = &raw mut n) -> c_int);
+    }
+    for k in 0..n {
+        let (mut key, mut value) = ([0u8; MAX_KEY + 1], [0u8; MAX_VALUE + 1]);
+        let mut flag: c_int = 0;
+        down!(MPI_Info_get_nthkey(i: usize = at, n: c_int = k, k: *mut u8 = key.as_mut_ptr()) -> c_int);
+        down!(MPI_Info_get(
+            i: usize = at, k: *const u8 = key.as_ptr(), l: c_int = 255, v: *mut u8 = value.as_mut_ptr(),
+            f: *mut c_int = &raw mut flag) -> c_int);
+        let text = |b: &[u8]| b.split(|&c| c == 0).next().unwrap_or(&[]).to_vec();
+        pairs.push((text(&key), text(&value)));
+    }
+    lower_free(&mut at);
+    make(Info { head: Head::new(Kind::Info, 0), pairs })
+}
 
 macro_rules! check {
     ($i:ident, $name:literal) => {
@@ -77,7 +130,8 @@ export! {
         check!(info, "MPI_Info_get");
         let k = CStr::from_ptr(key).to_bytes();
         *flag = 0;
-        if let Some(p) = (&(*info).pairs).iter().find(|p| p.0 == k) {
+        let pairs = &(*info).pairs;
+        if let Some(p) = pairs.iter().find(|p| p.0 == k) {
             *flag = 1;
             put_text(&p.1, value, usize::try_from(len).unwrap_or(0) + 1);
         }
@@ -87,7 +141,8 @@ export! {
         check!(info, "MPI_Info_get_valuelen");
         let k = CStr::from_ptr(key).to_bytes();
         *flag = 0;
-        if let Some(p) = (&(*info).pairs).iter().find(|p| p.0 == k) {
+        let pairs = &(*info).pairs;
+        if let Some(p) = pairs.iter().find(|p| p.0 == k) {
             *flag = 1;
             *len = c_int::try_from(p.1.len()).unwrap_or(0);
         }
@@ -95,12 +150,14 @@ export! {
     }
     fn MPI_Info_get_nkeys(info: *mut Info, n: *mut c_int) -> c_int {
         check!(info, "MPI_Info_get_nkeys");
-        *n = c_int::try_from((&(*info).pairs).len()).unwrap_or(0);
+        let pairs = &(*info).pairs;
+        *n = c_int::try_from(pairs.len()).unwrap_or(0);
         0
     }
     fn MPI_Info_get_nthkey(info: *mut Info, n: c_int, key: *mut c_char) -> c_int {
         check!(info, "MPI_Info_get_nthkey");
-        let Some(p) = usize::try_from(n).ok().and_then(|n| (&(*info).pairs).get(n)) else {
+        let pairs = &(*info).pairs;
+        let Some(p) = usize::try_from(n).ok().and_then(|n| pairs.get(n)) else {
             return raise(core::ptr::null_mut(), ERR_INFO_KEY, "MPI_Info_get_nthkey");
         };
         put_text(&p.0, key, MAX_KEY);

@@ -69,24 +69,7 @@ struct Cell {
 }
 // SAFETY: reached only through `In`, which locks when more than one thread may be here.
 unsafe impl Sync for Cell {}
-static CELL: Cell = Cell {
-    word: AtomicU32::new(0),
-    p2p: UnsafeCell::new(P2p {
-        sent: Vec::new(),
-        received: Vec::new(),
-        store: Store::new(),
-        live: Vec::new(),
-        serial: 0,
-        orphans: 0,
-        messages: Vec::new(),
-        keys: BTreeMap::new(),
-        due: Vec::new(),
-        buffer: (0, 0, 0),
-        own: (0, 0),
-        ended: Vec::new(),
-        round: Round { marked: Vec::new(), told: None, worked_off: false },
-    }),
-};
+static CELL: Cell = Cell { word: AtomicU32::new(0), p2p: UnsafeCell::new(P2p::new()) };
 
 /// Access to [`P2p`] while it lives; the thread cannot be stopped meanwhile.
 #[derive(Debug)]
@@ -180,6 +163,24 @@ impl core::ops::DerefMut for In {
 }
 
 impl P2p {
+    pub(crate) const fn new() -> P2p {
+        P2p {
+            sent: Vec::new(),
+            received: Vec::new(),
+            store: Store::new(),
+            live: Vec::new(),
+            serial: 0,
+            orphans: 0,
+            messages: Vec::new(),
+            keys: BTreeMap::new(),
+            due: Vec::new(),
+            buffer: (0, 0, 0),
+            own: (0, 0),
+            ended: Vec::new(),
+            round: Round { marked: Vec::new(), told: None, worked_off: false },
+        }
+    }
+
     pub(crate) fn count(list: &mut Vec<u64>, world: u32) {
         let w = world as usize;
         if w >= 1 << 31 {
@@ -368,6 +369,7 @@ impl P2p {
                 self.buffer.2 = self.buffer.2.saturating_sub((*r).front.len() + crate::p2p::BSEND_OVERHEAD);
             }
             if (*r).persistent {
+                (*(*r).comm).persistent -= 1;
                 self.let_go((*r).comm.cast());
                 self.let_go((*r).datatype.cast());
             }

@@ -240,6 +240,8 @@ unsafe fn init(does: Does, a: Args, out: *mut *mut Request) -> c_int {
     unsafe {
         let mut r = object(does, &a);
         r.persistent = true;
+        let _p = begin();
+        (*a.comm).persistent += 1;
         handles::retain(a.comm);
         handles::retain(a.ty);
         *out = handles::make(r);

@@ -29,7 +29,16 @@ const fn object_errhandler(head: Head) -> Errhandler {
     } else {
         ErrAction::Return
     };
-    Errhandler { head, action, object: Kind::Comm, language: Language::C, function: 0, interceptor: 0 }
+    Errhandler {
+        head,
+        action,
+        object: Kind::Comm,
+        language: Language::C,
+        function: 0,
+        interceptor: 0,
+        spare: [0; 3],
+        vendor: [0; 5],
+    }
 }
 
 macro_rules! room {

@@ -21,7 +21,7 @@ use core::ffi::c_int;
 use stillpoint_abi::half::StillArg;
 
 use crate::comm::hidden;
-use crate::handles::{Comm, Errhandler, FLAG_COMMITTED, FLAG_FREED, Op, Topology, real};
+use crate::handles::{Comm, Errhandler, FLAG_COMMITTED, FLAG_FREED, FLAG_KEPT, Op, Topology, real};
 use crate::state::lock;
 use crate::{down, predefined};
 
@@ -212,7 +212,7 @@ fn communicators() -> Result<(), String> {
     for c in order(all) {
         // SAFETY: as above.
         let c = unsafe { &*c };
-        if c.head.has(FLAG_FREED) {
+        if c.head.has(FLAG_FREED) && !c.head.has(FLAG_KEPT) {
             c.head.set_real(0);
             continue;
         }

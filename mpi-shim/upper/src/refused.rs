@@ -18,15 +18,28 @@ macro_rules! refused {
         )* }
     };
 }
+// Persistent collectives, an extension of Open MPI 4.1 that its Fortran library imports.
 refused! {
-    MPI_Close_port MPI_Comm_accept MPI_Comm_connect MPI_Comm_join MPI_Comm_spawn MPI_Comm_spawn_multiple
-    MPI_Lookup_name MPI_Open_port MPI_Publish_name MPI_Unpublish_name
-    MPI_File_close MPI_File_delete MPI_File_get_group MPI_File_get_info MPI_File_get_view MPI_File_iread
-    MPI_File_iread_all MPI_File_iread_at MPI_File_iread_at_all MPI_File_iread_shared MPI_File_iwrite
-    MPI_File_iwrite_all MPI_File_iwrite_at MPI_File_iwrite_at_all MPI_File_iwrite_shared MPI_File_open
-    MPI_File_set_info MPI_File_set_view MPI_Register_datarep
-    MPI_Raccumulate MPI_Rget MPI_Rget_accumulate MPI_Rput MPI_Win_allocate MPI_Win_allocate_shared MPI_Win_create
-    MPI_Win_create_dynamic MPI_Win_free MPI_Win_get_group MPI_Win_get_info MPI_Win_get_name MPI_Win_post
-    MPI_Win_set_info MPI_Win_set_name MPI_Win_start
-    MPI_Type_create_f90_complex MPI_Type_create_f90_integer MPI_Type_create_f90_real
+    MPIX_Allgather_init
+    MPIX_Allgatherv_init
+    MPIX_Allreduce_init
+    MPIX_Alltoall_init
+    MPIX_Alltoallv_init
+    MPIX_Alltoallw_init
+    MPIX_Barrier_init
+    MPIX_Bcast_init
+    MPIX_Exscan_init
+    MPIX_Gather_init
+    MPIX_Gatherv_init
+    MPIX_Neighbor_allgather_init
+    MPIX_Neighbor_allgatherv_init
+    MPIX_Neighbor_alltoall_init
+    MPIX_Neighbor_alltoallv_init
+    MPIX_Neighbor_alltoallw_init
+    MPIX_Reduce_init
+    MPIX_Reduce_scatter_block_init
+    MPIX_Reduce_scatter_init
+    MPIX_Scan_init
+    MPIX_Scatter_init
+    MPIX_Scatterv_init
 }

@@ -49,6 +49,7 @@ pub(crate) enum Does {
     /// MPI_Grequest_start.
     Generalized,
     /// One-sided or IO: passed through.
+    #[allow(dead_code, reason = "for chapters that are passed through")]
     Foreign,
 }
 
@@ -197,8 +198,8 @@ pub(crate) fn adopt(
 }
 
 /// The same for a call that the application does not know of: it goes when it is complete.
-pub(crate) fn adopt_orphan(real: usize, does: Does, comm: *mut Comm) {
-    let r = adopt(real, does, comm, None);
+pub(crate) fn adopt_orphan(real: usize, does: Does, comm: *mut Comm, then: Box<dyn FnOnce()>) {
+    let r = adopt(real, does, comm, Some(then));
     let mut p = begin();
     // SAFETY: just made, and known to nobody else.
     unsafe { (*r).orphan = true };

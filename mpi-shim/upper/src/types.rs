@@ -18,7 +18,7 @@ const ERR_TYPE: c_int = 3;
 const ERR_ARG: c_int = 13;
 
 /// Combiners, as Open MPI numbers them.
-mod combiner {
+pub(crate) mod combiner {
     use core::ffi::c_int;
     pub(super) const DUP: c_int = 1;
     pub(super) const CONTIGUOUS: c_int = 2;
@@ -30,6 +30,9 @@ mod combiner {
     pub(super) const STRUCT: c_int = 11;
     pub(super) const SUBARRAY: c_int = 12;
     pub(super) const DARRAY: c_int = 13;
+    pub(crate) const F90_REAL: c_int = 14;
+    pub(crate) const F90_COMPLEX: c_int = 15;
+    pub(crate) const F90_INTEGER: c_int = 16;
     pub(super) const RESIZED: c_int = 17;
     pub(super) const HINDEXED_BLOCK: c_int = 18;
 }
@@ -113,13 +116,22 @@ pub fn cook(r: &Recipe) -> (c_int, usize) {
         }
         combiner::RESIZED => down!(MPI_Type_create_resized(
             t: usize = t, l: isize = aint(0), e: isize = aint(1), o: *mut usize = new) -> c_int),
+        combiner::F90_REAL => {
+            down!(MPI_Type_create_f90_real(p: c_int = int(0), r: c_int = int(1), o: *mut usize = new) -> c_int)
+        }
+        combiner::F90_COMPLEX => {
+            down!(MPI_Type_create_f90_complex(p: c_int = int(0), r: c_int = int(1), o: *mut usize = new) -> c_int)
+        }
+        combiner::F90_INTEGER => {
+            down!(MPI_Type_create_f90_integer(r: c_int = int(0), o: *mut usize = new) -> c_int)
+        }
         _ => ERR_TYPE,
     };
     (code, at)
 }
 
 /// Makes a type from what MPI_Type_get_contents would tell of it.
-unsafe fn create(
+pub(crate) unsafe fn create(
     combiner: c_int,
     ints: Vec<c_int>,
     aints: Vec<isize>,

@@ -95,6 +95,7 @@ macro_rules! row {
     (tool $name:ident int ($($a:ident: $k:ident),*)) => {
         $crate::export! {
             fn $name($($a: ty!($k)),*) -> c_int {
+                let _inside = $crate::cross::Inside::enter();
                 $crate::env::load();
                 $crate::down!($name($($a: low!($k) = value!($k $a)),*) -> c_int)
             }
