@@ -29,7 +29,7 @@ pub fn native(name: &str) {
 
 /// Runs under Stillpoint without any checkpoint; ends as the native run does.
 pub fn through(name: &str) {
-    compare(name, "through", 1, None, &mut |_, _| {});
+    compare(name, "through", 0, None, &mut |_, _| {});
 }
 
 /// Like [`through`], behind `sh`, `env` and `numactl`, each of which replaces itself by the next.
@@ -40,12 +40,12 @@ pub fn chained(name: &str) {
         skipped("no numactl");
         return;
     }
-    compare(name, "chained", 1, None, &mut |_, _| {});
+    compare(name, "chained", 0, None, &mut |_, _| {});
 }
 
 /// Runs under Stillpoint with frequent checkpoints; ends as the native run does, and at least one was committed.
 pub fn checkpointed(name: &str) {
-    compare(name, "checkpointed", 1, Some("300ms"), &mut |job, store| {
+    compare(name, "checkpointed", 4, Some("300ms"), &mut |job, store| {
         let seen = until(LIMIT, || !commits(store).is_empty() || !job.is_running());
         assert!(seen && !commits(store).is_empty(), "no checkpoint of {name} was committed: {}", log(store));
     });
@@ -53,8 +53,8 @@ pub fn checkpointed(name: &str) {
 
 /// Runs with a checkpoint every 100 ms, at least 100 of them committed with `STILLPOINT_TEST_FULL`, else 20.
 pub fn hammered(name: &str) {
-    let (longer, wanted) = if full() { (12, 100) } else { (4, 20) };
-    let ended = compare(name, "hammered", longer, Some("100ms"), &mut |job, store| {
+    let (seconds, wanted) = if full() { (60, 100) } else { (8, 20) };
+    let ended = compare(name, "hammered", seconds, Some("100ms"), &mut |job, store| {
         let seen = until(LIMIT, || newest(store) >= wanted || !job.is_running());
         assert!(seen && newest(store) >= wanted, "{} checkpoints, not {wanted}: {}", newest(store), log(store));
     });
@@ -64,10 +64,10 @@ pub fn hammered(name: &str) {
 /// Checkpoint, kill, restart: ten times in a row with `STILLPOINT_TEST_FULL`, else three. The image and the number of open
 /// descriptors do not grow from one generation to the next.
 pub fn generations(name: &str) {
-    let (longer, times) = if full() { (8, 10) } else { (3, 3) };
+    let (seconds, times) = if full() { (40, 10) } else { (12, 3) };
     let mut random = Random::seeded();
     let mut seen = Vec::new();
-    let ran = compare(name, "generations", longer, Some("300ms"), &mut |job, store| {
+    let ran = compare(name, "generations", seconds, Some("300ms"), &mut |job, store| {
         let mut last = 0;
         for time in 0..times {
             // The second commit of a generation: the first one may still be of the one before.
@@ -87,7 +87,8 @@ pub fn generations(name: &str) {
         return;
     }
     let (first, last) = (seen[1], seen[seen.len() - 1]);
-    assert!(last.0 <= first.0 + first.0 / 10, "the image grows: {seen:?}");
+    // Messages on their way at the moment are in the image: programs differ by some of them from one time to the next.
+    assert!(last.0 <= first.0 + first.0 / 10 + (48 << 20), "the image grows: {seen:?}");
     assert!(last.1 <= first.1 + 2, "open descriptors grow: {seen:?}");
 }
 
@@ -129,7 +130,7 @@ pub fn killed(name: &str) {
     let mut random = Random::seeded();
     let times = if full() { 20 } else { 2 };
     for time in 0..times {
-        let ended = compare(name, "killed", 1, Some("500ms"), &mut |job, store| {
+        let ended = compare(name, "killed", 7, Some("500ms"), &mut |job, store| {
             let seen = until(LIMIT, || !commits(store).is_empty() || !job.is_running());
             assert!(seen && job.is_running(), "{name} ended, or {LIMIT:?} passed, before its first commit");
             std::thread::sleep(Duration::from_millis(random.below(1000)));
@@ -143,20 +144,21 @@ pub fn killed(name: &str) {
     }
 }
 
-/// Runs natively and under Stillpoint, `longer` times as many rounds as usual, `disturb`s the second, and compares what both
-/// found.
+/// Runs natively and under Stillpoint, as many rounds as natively last about `seconds` (0: the usual number), `disturb`s the
+/// second, and compares what both found.
 fn compare(
     name: &str,
     mode: &str,
-    longer: u32,
+    seconds: u32,
     interval: Option<&str>,
     disturb: &mut dyn FnMut(&mut Running, &Path),
 ) -> Option<Ended> {
     let program = Program::named(name);
-    let words = prepared(&program, program.rounds * longer)?;
+    let scratch = Scratch::new(mode, name);
+    let rounds = if seconds == 0 { program.rounds } else { rounds(&program, seconds, &scratch)? };
+    let words = prepared(&program, rounds)?;
     let stillpoint = built().join("stillpoint");
     assert!(stillpoint.is_file(), "{} is not built; run `cargo xtask build`", stillpoint.display());
-    let scratch = Scratch::new(mode, name);
     let expected = results(&run_native(&program, &words, &scratch));
 
     let store = scratch.0.join("checkpoints");
@@ -175,7 +177,7 @@ fn compare(
     command.args(&words).current_dir(&scratch.0);
     let mut job = Running::start(machine(&mut command));
     disturb(&mut job, &store);
-    let ended = job.wait(LIMIT * longer);
+    let ended = job.wait(LIMIT + Duration::from_secs(4 * u64::from(seconds)));
     let found = results(&ended);
     assert_eq!(found, expected, "{name} {mode}: another result than the native run");
     Some(ended)
@@ -184,6 +186,21 @@ fn compare(
 /// The command line of the program; without it the test is skipped, by name.
 fn prepared(program: &Program, rounds: u32) -> Option<Vec<String>> {
     program.command(rounds, 7).map_err(|lack| skipped(&lack)).ok()
+}
+
+/// Rounds that last about `seconds` natively on this machine, as it is now.
+fn rounds(program: &Program, seconds: u32, scratch: &Scratch) -> Option<u32> {
+    let time = |rounds| {
+        let words = prepared(program, rounds)?;
+        let begun = Instant::now();
+        results(&run_native(program, &words, scratch));
+        Some(begun.elapsed().as_secs_f64())
+    };
+    let few = program.rounds / 20;
+    let (short, long) = (time(few)?, time(program.rounds / 2)?);
+    let each = (long - short).max(0.05) / f64::from(program.rounds / 2 - few);
+    let wanted = f64::from(seconds) / each;
+    Some((wanted as u32).clamp(program.rounds / 2, program.rounds * 100))
 }
 
 fn run_native(program: &Program, words: &[String], scratch: &Scratch) -> Ended {

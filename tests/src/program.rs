@@ -25,7 +25,7 @@ pub struct Program {
     pub file: &'static str,
     /// How it is started.
     pub start: Start,
-    /// Rounds for about four seconds of life.
+    /// Rounds for a few seconds of life.
     pub rounds: u32,
 }
 

@@ -150,6 +150,23 @@ fn cycle(name: &str, example: fn(&Path) -> Option<Example>) {
     let _ = std::fs::remove_dir_all(again);
 }
 
+/// What the header promises, as `promises.c` sees it from inside; the program waits to be killed after its last checkpoint.
+#[test]
+fn promises() {
+    let work = scratch("promises");
+    let Some(program) = compile("cc", &["tests/promises.c"], &work) else { return };
+    let example = Example { program, ranks: None };
+    let native = start(example.native(), &work).wait(LIMIT);
+    let mut job = start(example.under(&work), &work);
+    let deadline = Instant::now() + LIMIT;
+    while !committed(&work, 2) && job.is_running() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    descendants(job.id(), "stillpoint-rank").into_iter().for_each(kill);
+    assert_eq!(result(&job.wait(LIMIT)), result(&native));
+    let _ = std::fs::remove_dir_all(work);
+}
+
 #[test]
 fn c_with_mpi() {
     cycle("heat", heat);

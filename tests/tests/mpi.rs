@@ -4,16 +4,12 @@
 stillpoint_tests::cases! {
     now {
         native: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
-        through: ring many_kinds nbx jacobi openmp_mpi comm types numpy_mpi;
+        through: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
         chained: ring;
-        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types numpy_mpi;
-        killed: ring many_kinds nbx jacobi openmp_mpi comm types numpy_mpi;
-        hammered: many_kinds nbx;
-        generations: ring many_kinds;
+        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
+        killed: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
+        hammered: many_kinds nbx comm;
+        generations: ring many_kinds jacobi;
     }
-    not_yet {
-        through: f08;
-        checkpointed: f08;
-        killed: f08;
-    }
+    not_yet {}
 }

@@ -7,5 +7,7 @@ use crate::command::{cargo, run};
 
 /// Binaries and libraries, into `target/release`.
 pub(crate) fn build() -> Outcome {
-    run(cargo().args(["build", "--release"]))
+    run(cargo().args(["build", "--release"]))?;
+    // The example in Rust over the library is run by a test.
+    run(cargo().args(["build", "--release", "--package", "stillpoint-capi", "--examples"]))
 }

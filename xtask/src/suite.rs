@@ -10,8 +10,8 @@ use crate::{Outcome, build, setup};
 struct Area {
     name: &'static str,
     packages: &'static [&'static str],
-    /// The file `tests/tests/<name>.rs`, if the area has one.
-    integration: Option<&'static str>,
+    /// The files `tests/tests/<name>.rs` of the area.
+    integration: &'static [&'static str],
 }
 
 const AREAS: &[Area] = &[
@@ -30,16 +30,16 @@ const AREAS: &[Area] = &[
             "stillpoint-capi",
             "xtask",
         ],
-        integration: Some("core"),
+        integration: &["core", "capi"],
     },
     Area {
         name: "mpi",
         packages: &["stillpoint-mpi-table", "stillpoint-mpi-upper", "stillpoint-mpi-lower"],
-        integration: Some("mpi"),
+        integration: &["mpi"],
     },
-    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: None },
-    Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: None },
-    Area { name: "store", packages: &["stillpoint-storage"], integration: None },
+    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: &[] },
+    Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &[] },
+    Area { name: "store", packages: &["stillpoint-storage"], integration: &[] },
 ];
 
 /// What was asked for on the command line.
@@ -86,10 +86,10 @@ pub(crate) fn test(choice: Choice) -> Outcome {
     setup::setup()?;
     build::build()?;
     run_tests(&choice.packages(), choice.full)?;
-    match choice.area.and_then(|area| area.integration) {
-        Some(file) => run_tests(&["--package", "stillpoint-tests", "--lib", "--test", file], choice.full),
-        None => Ok(()),
+    for file in choice.area.map_or(&[][..], |area| area.integration) {
+        run_tests(&["--package", "stillpoint-tests", "--lib", "--test", file], choice.full)?;
     }
+    Ok(())
 }
 
 fn run_tests(selection: &[&str], full: bool) -> Outcome {

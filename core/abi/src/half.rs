@@ -134,6 +134,8 @@ pub mod doing {
     pub const HELD: u32 = 2;
     /// Inside a collective.
     pub const INSIDE: u32 = 3;
+    /// Asks again and again for something that has not come (a loop of MPI_Iprobe or MPI_Test).
+    pub const POLLING: u32 = 4;
 }
 
 /// One thread of the upper half.

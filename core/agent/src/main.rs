@@ -18,6 +18,7 @@ mod store;
 use args::Args;
 use rustix::fs::{Mode, OFlags};
 use std::process::{Command, ExitCode, Stdio};
+use tracing_appender::non_blocking::WorkerGuard;
 use std::time::{Duration, Instant};
 use stillpoint_storage::StoreError;
 use stillpoint_storage::run::RunDir;
@@ -65,7 +66,7 @@ fn run() -> Result<(), AgentError> {
         Args::parse(std::env::args().skip(1), |name| std::env::var(name).ok()).map_err(AgentError::Args)?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let run = RunDir::create(&args.run)?;
-    if args.foreground { settle_down(&run).and_then(|()| serve::serve(&run, &args)) } else { start(&run) }
+    if args.foreground { settle_down(&run).and_then(|_log| serve::serve(&run, &args)) } else { start(&run) }
 }
 
 /// Starts the agent unless one listens, and returns when it does.
@@ -99,7 +100,10 @@ fn start(run: &RunDir) -> Result<(), AgentError> {
 }
 
 /// Leaves the starter's session, and makes `agent.log` the standard streams.
-fn settle_down(run: &RunDir) -> Result<(), AgentError> {
+///
+/// The log is written by a thread of its own until the guard is dropped: a write to a file system that is busy committing
+/// can take seconds, and the loop must not wait for it.
+fn settle_down(run: &RunDir) -> Result<WorkerGuard, AgentError> {
     let io = |what| move |e: rustix::io::Errno| AgentError::Io { what, source: e.into() };
     // Fails when the process leads a group already, as from a shell: then it has one of its own, which is enough.
     let _ = rustix::process::setsid();
@@ -110,6 +114,7 @@ fn settle_down(run: &RunDir) -> Result<(), AgentError> {
     rustix::stdio::dup2_stderr(&log).map_err(io("redirect to the log"))?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("STILLPOINT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    Ok(())
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
+    Ok(guard)
 }

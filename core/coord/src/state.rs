@@ -37,12 +37,10 @@ pub enum Mode {
     Forked,
     /// Written before the ranks resume.
     Direct,
-    /// Direct when the largest image of the last checkpoint was small, else forked.
+    /// Forked; a rank that has no room for a frozen child writes directly. Never direct for being small: a disk that is
+    /// busy with others would hold the application up.
     Auto,
 }
-
-/// Largest image that [`Mode::Auto`] writes directly.
-const SMALL_IMAGE: u64 = 16 << 20;
 
 /// Limits and habits.
 #[derive(Clone, Debug)]
@@ -236,7 +234,6 @@ pub struct Coordinator {
     changed: Nanos,
     patience: Nanos,
     last_end: Nanos,
-    largest: u64,
     committed: u64,
     given_up: u64,
     last: Option<Measures>,
@@ -276,7 +273,6 @@ impl Coordinator {
             changed: now,
             patience: 0,
             last_end: now,
-            largest: u64::MAX,
             committed: 0,
             given_up: 0,
             last: None,
@@ -998,12 +994,7 @@ impl Coordinator {
     }
 
     fn order_snapshots(&mut self) {
-        self.direct = self.stop
-            || match self.config.mode {
-                Mode::Forked => false,
-                Mode::Direct => true,
-                Mode::Auto => self.largest <= SMALL_IMAGE,
-            };
+        self.direct = self.stop || self.config.mode == Mode::Direct;
         self.enter(Stage::Snapshot);
         let (ckpt, direct) = (self.ckpt, self.direct);
         let seed = seed(self.incarnation, ckpt);
@@ -1024,7 +1015,6 @@ impl Coordinator {
                 _ => None,
             })
             .collect();
-        self.largest = images.iter().map(|i| i.bytes).max().unwrap_or(0);
         self.measures.bytes = images.iter().map(|i| i.bytes).sum();
         self.measures.total_ns = self.now - self.begun;
         let size = self.ranks.len() as u32;

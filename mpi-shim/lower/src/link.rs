@@ -321,6 +321,12 @@ impl Link {
                     for c in known() {
                         c.target.store(0, SeqCst);
                     }
+                    // What the last settle stage left; a thread that waits below has set its mark itself and keeps it.
+                    for t in pause::threads() {
+                        for old in [abi::doing::POLLING, abi::doing::INSIDE] {
+                            let _ = t.doing.compare_exchange(old, abi::doing::RUNNING, SeqCst, Relaxed);
+                        }
+                    }
                     half().flags.fetch_or(FLAG_SETTLE, SeqCst);
                     Some(clocks())
                 }
@@ -570,7 +576,7 @@ fn clocks() -> Local {
         match t.doing.load(Acquire) {
             abi::doing::HELD => doing = Doing::Held(gid),
             abi::doing::INSIDE => doing = Doing::Inside(gid),
-            abi::doing::WAITING => {}
+            abi::doing::WAITING | abi::doing::POLLING => {}
             // A thread that has never been in a front (a worker of OpenMP, say) sends nothing that a peer waits for.
             _ if t.lower_fs.load(Relaxed) == 0 => {}
             _ => {

@@ -160,7 +160,9 @@ pub(crate) unsafe fn wait_for_comm(comm: *mut Comm) {
 
 unsafe fn done_now(r: *mut Request) -> bool {
     // SAFETY: a live request.
-    unsafe { (*r).done || begin().test(r) }
+    let done = unsafe { (*r).done || begin().test(r) };
+    crate::cross::asked(done);
+    done
 }
 
 /// Reports `code` of a request to the error handler of its communicator.

@@ -10,7 +10,7 @@
 #![allow(unsafe_code, reason = "calls functions by address")]
 
 use core::sync::atomic::Ordering::Relaxed;
-use stillpoint_abi::half::ThreadRec;
+use stillpoint_abi::half::{FLAG_SETTLE, ThreadRec, doing};
 use stillpoint_loader::switch::{self, Front};
 use stillpoint_sys::half;
 
@@ -24,6 +24,15 @@ pub fn real(slot: usize) -> *const () {
 #[inline(always)]
 pub fn thread() -> &'static ThreadRec {
     switch::me()
+}
+
+/// Notes, while a checkpoint settles, whether the calling thread asked for something that has not come. Such a loop must not
+/// look like work to the coordinator, which releases held collectives only when nobody can move.
+#[inline(always)]
+pub(crate) fn asked(came: bool) {
+    if half().flags.load(Relaxed) & FLAG_SETTLE != 0 {
+        thread().doing.store(if came { doing::RUNNING } else { doing::POLLING }, Relaxed);
+    }
 }
 
 /// The thread is below while this lives.

@@ -265,6 +265,7 @@ unsafe fn wait_own(r: *mut Request) -> (Status, c_int) {
 unsafe fn send(does: Does, a: Args, name: &str) -> c_int {
     // SAFETY: the application's arguments; the library checks what it can.
     unsafe {
+        crate::cross::asked(true);
         let mut p = begin();
         if does == Does::Ssend || p.locks() {
             // A synchronous one must be known to the drain while it waits.
@@ -475,6 +476,7 @@ unsafe fn probe(wait: bool, a: &Args, flag: *mut c_int, to: *mut Status, name: &
             if code != SUCCESS {
                 return fail(a.comm, code, name);
             }
+            crate::cross::asked(wait || *flag != 0);
             if wait || *flag != 0 {
                 tell(to, &status);
             }
@@ -536,6 +538,7 @@ unsafe fn mprobe(
             } else {
                 *out = predefined!(ompi_message_null as Message);
             }
+            crate::cross::asked(wait || *flag != 0);
             return SUCCESS;
         }
     }
