@@ -1,21 +1,62 @@
-//! `cargo xtask bench`: what a call costs, under Stillpoint beside native. Runs *next door*.
+//! `cargo xtask bench`: numbers under Stillpoint, each beside a native one of the same run. Runs *next door*.
 //!
-//! Native and Stillpoint runs alternate, so that a machine that slows down slows both; the least of all runs is
-//! shown, since a disturbance only ever adds. What a reader would get wrong: a figure is never compared with one of another
-//! day. A run that fails ends the bench: there is no number without a run.
+//! Native and Stillpoint runs alternate, so that a machine that slows down slows both. What a reader would get wrong: a
+//! figure is never compared with one of another day. A run that fails ends the bench: there is no number without a run.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+mod bed;
+mod call;
+mod image;
+mod machine;
+mod report;
 
-/// Interleaved pairs of runs.
-const PAIRS: usize = 11;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask bench [--pairs N] [--native] [--only call|weight|solver|stall|dump] [--label TEXT]
+N interleaved pairs of runs, 11 if not said. A whole run, or any with a label, writes bench/results/DATE-COMMIT[-TEXT].md and .json.
+$STILLPOINT_BENCH_DIR: the folder for images and plain files, /dev/shm if not set.";
+
+/// What was asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wish {
+    pairs: usize,
+    native: bool,
+    only: Option<String>,
+    label: Option<String>,
+}
+
+impl Wish {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Wish, String> {
+        let mut wish = Wish { pairs: 11, native: false, only: None, label: None };
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("{word} wants a value\n{USAGE}"));
+            match word.as_str() {
+                "--native" => wish.native = true,
+                "--pairs" => {
+                    let n = value()?.parse().ok().filter(|n| *n > 0);
+                    wish.pairs = n.ok_or_else(|| format!("--pairs wants a number\n{USAGE}"))?;
+                }
+                "--label" => wish.label = Some(value()?),
+                "--only" => {
+                    let part = value()?;
+                    if !PARTS.contains(&part.as_str()) {
+                        return Err(format!("no part {part}\n{USAGE}"));
+                    }
+                    wish.only = Some(part);
+                }
+                _ => return Err(format!("{word} is not known\n{USAGE}")),
+            }
+        }
+        Ok(wish)
+    }
+}
+
+const PARTS: [&str; 5] = ["call", "weight", "solver", "stall", "dump"];
 
 fn main() -> ExitCode {
-    let native_only = std::env::args().any(|word| word == "--native");
-    match measure(native_only) {
+    match Wish::parse(std::env::args().skip(1)).and_then(|wish| measure(&wish)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(reason) => {
             eprintln!("bench: {reason}");
@@ -24,66 +65,54 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(native_only: bool) -> Result<(), String> {
-    let own = std::env::current_exe().map_err(|error| format!("find the own program: {error}"))?;
-    let built = own.parent().ok_or("the own program lies nowhere")?;
-    let program = compile(built)?;
-    let (mut native, mut ours) = (BTreeMap::new(), BTreeMap::new());
-    for _ in 0..PAIRS {
-        least(&mut native, run(Command::new("mpirun").args(["-n", "2"]).arg(&program))?);
-        if !native_only {
-            let mut stillpoint = Command::new(built.join("stillpoint"));
-            stillpoint
-                .args(["run", "-n", "2", "--dir"])
-                .arg(built.join("bench-work"))
-                .arg("--")
-                .arg(&program);
-            least(&mut ours, run(&mut stillpoint)?);
-        }
+fn measure(wish: &Wish) -> Result<(), String> {
+    let (bed, load) = (bed::Bed::make()?, machine::load());
+    let mut figures = Vec::new();
+    for part in PARTS.into_iter().filter(|part| wish.only.as_deref().is_none_or(|only| only == *part)) {
+        eprintln!("bench: {part}, {} pairs", wish.pairs);
+        figures.extend(match part {
+            "call" => call::calls(&bed, wish.pairs, wish.native)?,
+            "weight" => call::weight(&bed, wish.pairs, wish.native)?,
+            "solver" => call::solver(&bed, wish.pairs, wish.native)?,
+            _ => images(&bed, part == "dump", wish)?,
+        });
     }
-    println!("{:<12} {:>12} {:>12} {:>8}", "ns", "native", "stillpoint", "ratio");
-    for (name, value) in &native {
-        match ours.get(name) {
-            Some(other) => println!("{name:<12} {value:>12.2} {other:>12.2} {:>8.3}", other / value),
-            None => println!("{name:<12} {value:>12.2} {:>12} {:>8}", "not run", "-"),
-        }
+    let table = report::table(&figures);
+    println!("{table}");
+    if !wish.native && (wish.only.is_none() || wish.label.is_some()) {
+        write(wish, load, &table, &figures)?;
     }
     Ok(())
 }
 
-fn compile(built: &Path) -> Result<PathBuf, String> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/call.c");
-    let program = built.join("bench-call");
-    let status = Command::new("mpicc").arg("-O2").arg(source).arg("-o").arg(&program).status();
-    match status {
-        Ok(status) if status.success() => Ok(program),
-        Ok(status) => Err(format!("mpicc call.c: {status}")),
-        Err(error) => Err(format!("mpicc: {error}")),
+fn images(bed: &bed::Bed, direct: bool, wish: &Wish) -> Result<Vec<report::Figure>, String> {
+    let mut figures = Vec::new();
+    for (ranks, mib) in [(1, 512), (2, 256)] {
+        let case = image::Case { ranks, mib, direct };
+        figures.extend(image::measure(bed, case, wish.pairs, wish.native)?);
     }
+    Ok(figures)
 }
 
-/// Runs once; what the program printed, by name.
-fn run(command: &mut Command) -> Result<BTreeMap<String, f64>, String> {
-    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)));
+fn write(wish: &Wish, load: f64, table: &str, figures: &[report::Figure]) -> Result<(), String> {
+    let machine = machine::describe(wish.pairs, load);
+    let label = wish.label.as_ref().map_or(String::new(), |label| format!("-{label}"));
+    let base = machine::results().join(format!("{}-{}{label}", machine::date(), machine::commit()));
+    let missed = figures.iter().filter(|f| f.met() == Some(false)).count();
+    let text = format!(
+        "# Bench of {}\n\n{}\n{table}\n{missed} of {} targets missed. How to read it: ../README.md\n",
+        machine::date(),
+        machine::lines(&machine),
+        figures.iter().filter(|f| f.met().is_some()).count(),
+    );
+    let json = format!("{:#}\n", report::json(&machine, figures));
+    for (ending, bytes) in [("md", text), ("json", json)] {
+        // Not with_extension: a name may hold a dot.
+        let path = format!("{}.{ending}", base.display());
+        std::fs::write(&path, bytes).map_err(|error| format!("write {path}: {error}"))?;
+        eprintln!("bench: wrote {path}");
     }
-    let numbers = figures(&String::from_utf8_lossy(&output.stdout));
-    if numbers.is_empty() { Err(format!("{command:?} printed no figure")) } else { Ok(numbers) }
-}
-
-fn figures(text: &str) -> BTreeMap<String, f64> {
-    text.lines()
-        .filter_map(|line| line.split_once(' '))
-        .filter_map(|(name, value)| Some((name.to_owned(), value.trim().parse().ok()?)))
-        .collect()
-}
-
-fn least(best: &mut BTreeMap<String, f64>, found: BTreeMap<String, f64>) {
-    for (name, value) in found {
-        best.entry(name).and_modify(|least| *least = least.min(value)).or_insert(value);
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -91,12 +120,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_of_all_runs_stays() {
-        let mut best = figures("iprobe 20.5\nnoise\npingpong 300\n");
-        least(&mut best, figures("iprobe 19.5\npingpong 310\n"));
+    fn wishes() {
+        let parse = |line: &str| Wish::parse(line.split_whitespace().map(str::to_owned));
         assert_eq!(
-            best.into_iter().collect::<Vec<_>>(),
-            [("iprobe".to_owned(), 19.5), ("pingpong".to_owned(), 300.0)]
+            parse("--pairs 3 --only dump"),
+            Ok(Wish { pairs: 3, native: false, only: Some("dump".to_owned()), label: None })
         );
+        for bad in ["--pairs", "--pairs 0", "--only x", "now"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -114,7 +114,11 @@ impl RunDir {
             serde_json::to_vec(line).map_err(|source| StoreError::Json { path: path.clone(), source })?;
         text.push(b'\n');
         let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-        file.and_then(|mut f| f.write_all(&text)).map_err(|source| StoreError::Io { what: "add to", path, source })
+        file.and_then(|mut f| f.write_all(&text)).map_err(|source| StoreError::Io {
+            what: "add to",
+            path,
+            source,
+        })
     }
 
     fn put_json<T: Serialize>(&self, name: &str, value: &T, durable: bool) -> Result<()> {

@@ -51,14 +51,22 @@ pub fn checkpointed(name: &str) {
     });
 }
 
-/// Runs with a checkpoint every 100 ms, at least 100 of them committed with `STILLPOINT_TEST_FULL`, else 20.
+/// Runs with a checkpoint every 100 ms, at least 100 of them committed with `STILLPOINT_TEST_FULL`, else 15.
 pub fn hammered(name: &str) {
-    let (seconds, wanted) = if full() { (60, 100) } else { (8, 20) };
+    let (seconds, wanted) = if full() { (60, 100) } else { (15, 15) };
     let ended = compare(name, "hammered", seconds, Some("100ms"), &mut |job, store| {
         let seen = until(LIMIT, || newest(store) >= wanted || !job.is_running());
-        assert!(seen && newest(store) >= wanted, "{} checkpoints, not {wanted}: {}", newest(store), log(store));
+        assert!(
+            seen && newest(store) >= wanted,
+            "{} checkpoints, not {wanted}: {}",
+            newest(store),
+            log(store)
+        );
     });
-    assert!(ended.is_none_or(|e| !e.stderr.contains("; restart ")), "nobody was killed, and yet {name} was restarted");
+    assert!(
+        ended.is_none_or(|e| !e.stderr.contains("; restart ")),
+        "nobody was killed, and yet {name} was restarted"
+    );
 }
 
 /// Checkpoint, kill, restart: ten times in a row with `STILLPOINT_TEST_FULL`, else three. The image and the number of open
@@ -79,7 +87,7 @@ pub fn generations(name: &str) {
             let open = ranks.iter().map(|pid| descriptors(*pid)).max().unwrap_or(0);
             seen.push((bytes, open));
             std::thread::sleep(Duration::from_millis(random.below(200)));
-            kill_one(&ranks, &mut random, name);
+            kill_one(job.id(), &mut random, name);
             until(LIMIT, || descendants(job.id(), RANK).iter().all(|pid| !ranks.contains(pid)));
         }
     });
@@ -96,10 +104,16 @@ fn full() -> bool {
     std::env::var_os("STILLPOINT_TEST_FULL").is_some()
 }
 
-fn kill_one(ranks: &[u32], random: &mut Random, name: &str) {
-    assert!(!ranks.is_empty(), "{name} had no rank left to kill");
-    let chosen = random.below(u64::try_from(ranks.len()).expect("few ranks"));
-    kill(ranks[usize::try_from(chosen).expect("few ranks")]);
+/// Kills one of the ranks below `job`. What `descendants` lists may be a short-lived copy, gone by now: then another.
+fn kill_one(job: u32, random: &mut Random, name: &str) {
+    for _ in 0..100 {
+        let ranks = descendants(job, RANK);
+        assert!(!ranks.is_empty(), "{name} had no rank left to kill");
+        let chosen = random.below(u64::try_from(ranks.len()).expect("few ranks"));
+        if kill(ranks[usize::try_from(chosen).expect("few ranks")]) {
+            return;
+        }
+    }
 }
 
 /// Number of the newest commit, 0 if there is none.
@@ -120,7 +134,8 @@ fn descriptors(pid: u32) -> usize {
 
 /// What the node agent said, for a failed assertion.
 fn log(store: &Path) -> String {
-    let logs = folders(store).into_iter().filter_map(|folder| fs::read_to_string(folder.join("agent.log")).ok());
+    let logs =
+        folders(store).into_iter().filter_map(|folder| fs::read_to_string(folder.join("agent.log")).ok());
     logs.collect::<Vec<_>>().join("\n")
 }
 
@@ -137,7 +152,7 @@ pub fn killed(name: &str) {
             if time % 2 == 1 {
                 until(Duration::from_secs(3), || being_written(store) || !job.is_running());
             }
-            kill_one(&descendants(job.id(), RANK), &mut random, name);
+            kill_one(job.id(), &mut random, name);
         });
         let restarted = ended.as_ref().is_none_or(|e| e.stderr.contains("; restart 1 of"));
         assert!(restarted, "a rank was killed, and nothing restarted: {ended:#?}");
@@ -196,9 +211,15 @@ fn rounds(program: &Program, seconds: u32, scratch: &Scratch) -> Option<u32> {
         results(&run_native(program, &words, scratch));
         Some(begun.elapsed().as_secs_f64())
     };
-    let few = program.rounds / 20;
-    let (short, long) = (time(few)?, time(program.rounds / 2)?);
-    let each = (long - short).max(0.05) / f64::from(program.rounds / 2 - few);
+    let few = (program.rounds / 20).max(1);
+    let short = time(few)?;
+    let (mut many, mut long) = (few, short);
+    // Until the rounds outweigh the start.
+    while long < short + 0.7 && many < program.rounds * 50 {
+        many *= 4;
+        long = time(many)?;
+    }
+    let each = (long - short).max(0.05) / f64::from((many - few).max(1));
     let wanted = f64::from(seconds) / each;
     Some((wanted as u32).clamp(program.rounds / 2, program.rounds * 100))
 }

@@ -101,10 +101,14 @@ fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
     })
 }
 
-/// Kills one process, as a failing machine would.
-pub fn kill(pid: u32) {
+/// Kills one process, as a failing machine would. False: it had gone already.
+pub fn kill(pid: u32) -> bool {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id fits");
-    kill_process(raw, Signal::KILL).unwrap_or_else(|error| panic!("kill {pid}: {error}"));
+    match kill_process(raw, Signal::KILL) {
+        Ok(()) => true,
+        Err(rustix::io::Errno::SRCH) => false,
+        Err(error) => panic!("kill {pid}: {error}"),
+    }
 }
 
 /// The processes below `ancestor` whose program file has this name, in order of their ids. Copies that such a process has
@@ -128,8 +132,11 @@ pub fn descendants(ancestor: u32, program: &str) -> Vec<u32> {
         fs::read_link(format!("/proc/{pid}/exe"))
             .is_ok_and(|exe| exe.file_name().is_some_and(|name| name == program))
     });
-    let copies: Vec<u32> =
-        family.iter().copied().filter(|&pid| parent(pid).is_some_and(|above| family.contains(&above))).collect();
+    let copies: Vec<u32> = family
+        .iter()
+        .copied()
+        .filter(|&pid| parent(pid).is_some_and(|above| family.contains(&above)))
+        .collect();
     family.retain(|pid| !copies.contains(pid));
     family.sort_unstable();
     family
@@ -167,7 +174,7 @@ mod tests {
             return;
         }
         assert_eq!(sleeper.len(), 1);
-        kill(sleeper[0]);
+        assert!(kill(sleeper[0]));
         assert!(running.wait(Duration::from_secs(10)).status.is_some());
     }
 }

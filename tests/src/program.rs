@@ -48,8 +48,33 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "openmp_mpi.c", start: Start::Ranks(2), rounds: 1000 },
     Program { file: "comm.c", start: Start::Ranks(4), rounds: 1000 },
     Program { file: "types.c", start: Start::Ranks(3), rounds: 1500 },
+    Program { file: "late.c", start: Start::Ranks(3), rounds: 500 },
+    Program { file: "underway.c", start: Start::Ranks(3), rounds: 400 },
+    Program { file: "multiple.c", start: Start::Ranks(3), rounds: 800 },
+    Program { file: "beside.c", start: Start::Ranks(3), rounds: 1000 },
     Program { file: "f08.f90", start: Start::Ranks(3), rounds: 1500 },
+    // Debian's lmp, unmodified, on this input.
+    Program { file: "lammps.in", start: Start::Ranks(4), rounds: 2000 },
+    // The solver of bench/, in Rust on rsmpi.
+    Program { file: "solver.rs", start: Start::Ranks(3), rounds: 400 },
     Program { file: "numpy_mpi.py", start: Start::Ranks(3), rounds: 800 },
+    // What tests/refusals.rs holds against a checkpoint: they run until they are told to end.
+    Program { file: "refuse_deleted.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_pipe.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_socket.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_terminal.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_eventfd.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_child.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_timer.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_shared.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_sysv.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_twice.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_forbid.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_room.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_file.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_window.c", start: Start::Ranks(2), rounds: 0 },
+    Program { file: "refuse_mpi_file.c", start: Start::Ranks(2), rounds: 0 },
+    Program { file: "refuse_spawn.c", start: Start::Ranks(2), rounds: 0 },
 ];
 
 impl Program {
@@ -71,6 +96,24 @@ impl Program {
         let source = crate::sources().join("programs").join(self.file);
         let mut words = match self.file.rsplit_once('.').map(|(_, ending)| ending) {
             Some("py") => vec![python()?, path_text(&source)],
+            Some("in") => {
+                let words = ["lmp", "-in", &path_text(&source), "-log", "none", "-var", "rounds"];
+                let mut words: Vec<String> = words.map(str::to_owned).into();
+                words.extend([
+                    rounds.to_string(),
+                    "-var".to_owned(),
+                    "seed".to_owned(),
+                    (seed + 1).to_string(),
+                ]);
+                return Ok(words);
+            }
+            Some("rs") => {
+                let solver = crate::built().join("bench-solver");
+                if !solver.is_file() {
+                    return Err("bench-solver is not built; run `cargo xtask build`".to_owned());
+                }
+                vec![path_text(&solver)]
+            }
             ending => vec![path_text(&self.compile(&source, ending == Some("f90"))?)],
         };
         words.extend([rounds.to_string(), seed.to_string()]);
@@ -152,7 +195,7 @@ mod tests {
     fn every_program_in_the_folder_is_listed() {
         for entry in fs::read_dir(crate::sources().join("programs")).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
-            assert!(name == "check.h" || PROGRAMS.iter().any(|program| program.file == name), "{name}");
+            assert!(name.ends_with(".h") || PROGRAMS.iter().any(|program| program.file == name), "{name}");
         }
     }
 }

@@ -142,7 +142,7 @@ fn cycle(name: &str, example: fn(&Path) -> Option<Example>) {
     }
     let ranks = descendants(job.id(), "stillpoint-rank");
     let victim = ranks.last().unwrap_or_else(|| panic!("{name} has no rank left to kill"));
-    kill(*victim);
+    assert!(kill(*victim), "the rank had gone");
     let killed = job.wait(LIMIT);
     assert_eq!(result(&killed), expected, "{name} killed");
     assert!(killed.stdout.contains(": restarted"), "the call did not return 1: {killed:#?}");
@@ -162,7 +162,9 @@ fn promises() {
     while !committed(&work, 2) && job.is_running() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
-    descendants(job.id(), "stillpoint-rank").into_iter().for_each(kill);
+    for rank in descendants(job.id(), "stillpoint-rank") {
+        kill(rank);
+    }
     assert_eq!(result(&job.wait(LIMIT)), result(&native));
     let _ = std::fs::remove_dir_all(work);
 }

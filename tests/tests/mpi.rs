@@ -3,12 +3,12 @@
 
 stillpoint_tests::cases! {
     now {
-        native: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
-        through: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
+        native: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
+        through: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
         chained: ring;
-        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
-        killed: ring many_kinds nbx jacobi openmp_mpi comm types f08 numpy_mpi;
-        hammered: many_kinds nbx comm;
+        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
+        killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
+        hammered: many_kinds nbx comm late;
         generations: ring many_kinds jacobi;
     }
     not_yet {}

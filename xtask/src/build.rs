@@ -8,6 +8,8 @@ use crate::command::{cargo, run};
 /// Binaries and libraries, into `target/release`.
 pub(crate) fn build() -> Outcome {
     run(cargo().args(["build", "--release"]))?;
+    // The solver of the benchmarks is also killed and restarted by a test.
+    run(cargo().args(["build", "--release", "--package", "stillpoint-bench"]))?;
     // The example in Rust over the library is run by a test.
     run(cargo().args(["build", "--release", "--package", "stillpoint-capi", "--examples"]))
 }

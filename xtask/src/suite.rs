@@ -30,7 +30,7 @@ const AREAS: &[Area] = &[
             "stillpoint-capi",
             "xtask",
         ],
-        integration: &["core", "capi"],
+        integration: &["core", "capi", "refusals"],
     },
     Area {
         name: "mpi",

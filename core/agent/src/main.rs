@@ -18,10 +18,10 @@ mod store;
 use args::Args;
 use rustix::fs::{Mode, OFlags};
 use std::process::{Command, ExitCode, Stdio};
-use tracing_appender::non_blocking::WorkerGuard;
 use std::time::{Duration, Instant};
 use stillpoint_storage::StoreError;
 use stillpoint_storage::run::RunDir;
+use tracing_appender::non_blocking::WorkerGuard;
 
 /// Why the agent could not do its work.
 #[derive(Debug, thiserror::Error)]

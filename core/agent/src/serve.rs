@@ -45,7 +45,8 @@ pub(crate) fn serve(run: &RunDir, args: &Args) -> Result<(), AgentError> {
     let zero = Instant::now();
     let coord = Coordinator::new(args.config.clone(), run.incarnation()?, 0);
     tracing::info!("listening; incarnation {}", coord.incarnation());
-    let mut agent = Agent { run, coord, links: BTreeMap::new(), store, zero, idle_since: zero, gone: false.into() };
+    let mut agent =
+        Agent { run, coord, links: BTreeMap::new(), store, zero, idle_since: zero, gone: false.into() };
     loop {
         let now = agent.now();
         let mut wait = Duration::from_secs(1);

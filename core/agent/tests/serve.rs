@@ -160,7 +160,8 @@ mod tests {
                                 .unwrap();
                             f.write_all(&bytes).unwrap();
                             f.sync_all().unwrap();
-                            let digest = xxhash_rust::xxh3::xxh3_128(&bytes[..bytes.len().min(4096)]).to_le_bytes();
+                            let digest =
+                                xxhash_rust::xxh3::xxh3_128(&bytes[..bytes.len().min(4096)]).to_le_bytes();
                             vec![
                                 Local::Snapped { bytes: 100_000 },
                                 Local::Written { ckpt, bytes: 100_000, digest, file_len: 100_000 },
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-#[ignore = "its fake rank opens a path that an abort has removed; to be mended"]
+    #[ignore = "its fake rank opens a path that an abort has removed; to be mended"]
     fn a_loss_is_recorded_and_the_next_start_goes_on() {
         let job = Job::start("loss", &[]);
         let ranks = all(&job, 3, 0, Habit::DiesAtSnapshot);

@@ -67,6 +67,10 @@ pub fn regions(listing: &[u8]) -> Vec<Region> {
         .collect()
 }
 
+/// Devices that are the same whoever opens them, and when: opening them again is putting them back.
+const PLAIN_DEVICES: [&str; 6] =
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
+
 fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
     let mut out: Vec<Fd> = Vec::new();
     let Ok(dir) = fs::read_dir("/proc/self/fd") else {
@@ -101,15 +105,17 @@ fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
             FdKind::File { path: bytes, len: meta.len(), dev: meta.dev(), ino: meta.ino() }
         } else if kind.is_dir() {
             FdKind::Dir { path: bytes }
-        } else if kind.is_char_device() && path.starts_with("/dev") && !path.starts_with("/dev/pts") {
+        } else if kind.is_char_device() && PLAIN_DEVICES.iter().any(|d| path == Path::new(d)) {
             FdKind::Dev { path: bytes }
         } else {
             let what = if kind.is_socket() {
                 "a socket"
             } else if kind.is_fifo() {
                 "a pipe"
-            } else if path.starts_with("/dev/pts") {
+            } else if path.starts_with("/dev/pts") || path == Path::new("/dev/ptmx") {
                 "a terminal"
+            } else if kind.is_char_device() || kind.is_block_device() {
+                "a device"
             } else {
                 "of a kind"
             };
@@ -214,7 +220,8 @@ fn shared(regions: &[Region]) -> Vec<String> {
     for (k, m) in regions.iter().enumerate().filter(|(_, m)| m.shared) {
         if !is_shared_anonymous(m) {
             if m.prot & 2 != 0 {
-                r.push(format!("memory at {:#x} is shared and writable: {}", m.start, m.name));
+                let what = if m.name.starts_with("/SYSV") { "System V segment " } else { "" };
+                r.push(format!("memory at {:#x} is shared and writable: {what}{}", m.start, m.name));
             }
             continue;
         }

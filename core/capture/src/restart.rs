@@ -438,3 +438,33 @@ pub fn go(m: &Meta) -> ! {
     futex_wake_all(&GO);
     resume(main)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_a_greater_processor_is_refused_by_name() {
+        let mut m = Meta::default();
+        m.process.cpu = crate::gather::cpu();
+        m.process.cpu.vendor = "Elsewhere".into();
+        assert!(
+            check_host(&m).is_ok(),
+            "what this host has is enough; the vendor's name alone refuses nothing"
+        );
+        let refused = |change: fn(&mut stillpoint_image::Cpu)| {
+            let mut m = m.clone();
+            change(&mut m.process.cpu);
+            check_host(&m).expect_err("a feature that no host has").to_string()
+        };
+        let text = refused(|c| c.features[3] = u32::MAX);
+        assert!(
+            text.starts_with("the image needs features 0x") && text.contains("of CPUID leaf 7:ecx"),
+            "{text}"
+        );
+        assert!(text.contains("of processor Elsewhere, which this host does not have"), "{text}");
+        let text = refused(|c| c.xcr0 |= 1 << 62);
+        assert!(text.contains("register state 0x4000000000000000 (XCR0)"), "{text}");
+        assert!(refused(|c| c.xsave_size += 64).contains("a register save area of"));
+    }
+}

@@ -2,6 +2,7 @@
 //! file adds what an image is. A damaged checkpoint is passed over, the one before is taken. Runs *next door*.
 
 use std::fs;
+use std::io::{IsTerminal, Write, stderr};
 use std::path::{Path, PathBuf};
 
 use stillpoint_abi::ids::{CkptId, Rank};
@@ -60,6 +61,21 @@ pub(crate) fn verify_all(images: &[Image], progress: &mut impl FnMut(u64, u64)) 
         progress(done, total);
     }
     Ok(images.len() as u32)
+}
+
+/// Shows on a terminal how far a verification is, if it is one that takes its time.
+pub(crate) fn meter(wanted: bool) -> impl FnMut(u64, u64) {
+    const LONG: u64 = 256 << 20;
+    let show = wanted && stderr().is_terminal();
+    let mut last = 101;
+    move |done, total| {
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
+        if show && total >= LONG && percent != last {
+            last = percent;
+            eprint!("\rstillpoint: verify {percent:3} %{}", if percent == 100 { "\n" } else { "" });
+            let _ = stderr().flush();
+        }
+    }
 }
 
 /// All images in a directory by rank; a damaged one is an error, other files are passed over.
@@ -123,7 +139,7 @@ pub(crate) fn newest_sound(job: &Job, skipped: &mut impl FnMut(u64, &str)) -> Re
         return Err(Error::NoCheckpoint(job.name.clone(), String::new()));
     }
     for id in ids.into_iter().rev() {
-        match find(job, Some(id.0)).and_then(|c| c.verify(job, &mut |_, _| {}).map(|_| c)) {
+        match find(job, Some(id.0)).and_then(|c| c.verify(job, &mut meter(true)).map(|_| c)) {
             Ok(c) => return Ok(c),
             Err(e) => skipped(id.0, &chain(&e)),
         }

@@ -22,8 +22,12 @@ pub(crate) enum Error {
     Description(PathBuf, #[source] serde_json::Error),
     #[error("job {0} is running")]
     Running(String),
-    #[error("job {job} is not running: its agent does not answer")]
-    NotRunning {
+    #[error("job {0} is not running")]
+    NotRunning(String),
+    #[error(
+        "the agent of job {job} does not answer: the job runs on, but no checkpoint of it can be taken; its last one stands"
+    )]
+    AgentGone {
         job: String,
         #[source]
         source: io::Error,
@@ -52,6 +56,8 @@ pub(crate) enum Error {
     Auto,
     #[error("{0}: command not found")]
     NotFound(String),
+    #[error("{0} cannot be executed: {1}")]
+    NotExecutable(String, &'static str),
     #[error("{name} was found neither beside {} nor in STILLPOINT_LIBEXEC", beside.display())]
     NoPiece { name: &'static str, beside: PathBuf },
     #[error("cannot start {what}")]
@@ -84,7 +90,7 @@ impl Error {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Error::NotFound(_) => 127,
-            Error::Start { .. } => 126,
+            Error::Start { .. } | Error::NotExecutable(..) => 126,
             _ => 125,
         }
     }

@@ -55,6 +55,25 @@ fn rank(var: impl Fn(&str) -> Option<String>) -> Result<u32, Error> {
     Ok(0)
 }
 
+/// What execve(2) would refuse. Asked here, because the program is not brought in by the kernel but read by `stillpoint-rank`,
+/// which the kernel would let read a file that it would not execute.
+fn may_run(name: &OsStr) -> Result<(), Error> {
+    let text = || name.to_string_lossy().into_owned();
+    let meta = std::fs::metadata(name).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => Error::NotFound(text()),
+        _ => Error::Start { what: text(), source },
+    })?;
+    if meta.is_dir() {
+        return Err(Error::NotExecutable(text(), "it is a directory"));
+    }
+    // For root as well: one of the three bits must be set.
+    let bits = meta.permissions().mode() & 0o111 != 0;
+    if !bits || rustix::fs::access(Path::new(name), rustix::fs::Access::EXEC_OK).is_err() {
+        return Err(Error::NotExecutable(text(), "you have no permission to execute it (chmod +x)"));
+    }
+    Ok(())
+}
+
 /// Becomes `stillpoint-rank`; returns only when that fails.
 pub(crate) fn exec(command: &[OsString]) -> Error {
     match prepare(command) {
@@ -82,11 +101,7 @@ fn prepare(command: &[OsString]) -> Result<Command, Error> {
     }
     let name = command.first().map_or(OsStr::new(""), |n| n);
     if name.as_encoded_bytes().contains(&b'/') {
-        // The kernel gives the precise reason (no such file, not permitted), so nothing is looked up here.
-        std::fs::metadata(name).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => Error::NotFound(name.to_string_lossy().into_owned()),
-            _ => Error::Start { what: name.to_string_lossy().into_owned(), source: e },
-        })?;
+        may_run(name)?;
         c.arg("--").args(command);
     } else {
         let path = which(name).ok_or_else(|| Error::NotFound(name.to_string_lossy().into_owned()))?;
@@ -115,5 +130,9 @@ mod tests {
         assert!(which(OsStr::new("sh")).is_some_and(|p| p.is_absolute()));
         assert!(which(OsStr::new("/")).is_none());
         assert!(which(OsStr::new("no-such-program-here")).is_none());
+        assert!(may_run(OsStr::new("/bin/sh")).is_ok());
+        assert!(matches!(may_run(OsStr::new("/etc/passwd")), Err(Error::NotExecutable(..))));
+        assert!(matches!(may_run(OsStr::new("/")), Err(Error::NotExecutable(..))));
+        assert!(matches!(may_run(OsStr::new("/no/such")), Err(Error::NotFound(_))));
     }
 }

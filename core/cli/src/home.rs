@@ -7,6 +7,7 @@
 //!           agent.sock       the agent's, while it lives
 //!           outcome.json     the agent's: how the ranks ended
 //!           stdin            standard input, spooled
+//!           agent.log        the agent's; history.jsonl: a line a commit and a restart, for people
 //!           ckpt-NNNNNN/ …   and what else the store keeps there
 //! ```
 //!

@@ -1,7 +1,6 @@
 //! `inspect` and `verify`: an image as text, and every byte of it checked. Both take a file, a directory, or a job's
 //! checkpoint. Nothing is changed. Runs *next door*.
 
-use std::io::{IsTerminal, Write, stderr};
 use std::path::Path;
 
 use serde_json::json;
@@ -55,16 +54,7 @@ pub(crate) fn inspect(home: &Home, what: &str, rank: u32, runs: bool, as_json: b
 
 pub(crate) fn verify(home: &Home, what: &str, as_json: bool) -> Result<u8, Error> {
     let path = Path::new(what);
-    let show = stderr().is_terminal() && !as_json;
-    let mut last = 101;
-    let mut progress = |done: u64, total: u64| {
-        let percent = (done * 100).checked_div(total).unwrap_or(100);
-        if show && percent != last {
-            last = percent;
-            eprint!("\rstillpoint: verify {percent:3} %");
-            let _ = stderr().flush();
-        }
-    };
+    let mut progress = catalog::meter(!as_json);
     let result = if path.is_file() {
         Image::open(path).map_err(Error::from).and_then(|i| catalog::verify_all(&[i], &mut progress))
     } else if path.is_dir() && !path.join("run.json").is_file() {
@@ -77,9 +67,6 @@ pub(crate) fn verify(home: &Home, what: &str, as_json: bool) -> Result<u8, Error
         let job = home.job(name)?;
         catalog::find(&job, id)?.verify(&job, &mut progress)
     };
-    if show {
-        eprintln!();
-    }
     match result {
         Ok(n) if as_json => println!("{}", json!({ "what": what, "sound": true, "images": n })),
         Ok(n) => println!("{what}: sound, {n} image{}", if n == 1 { "" } else { "s" }),

@@ -42,6 +42,13 @@ pub(crate) fn code(status: ExitStatus) -> u8 {
     u8::try_from(c & 0xff).unwrap_or(255)
 }
 
+/// Whether the launcher's status is one that a rank has given itself. The launcher ends the other ranks then, and the agent
+/// may hear of such an end before the goodbye that was its cause: the two come over different connections.
+fn is_result(o: &JobOutcome, status: u8) -> bool {
+    let mut given = o.abort.iter().chain(&o.exited).map(|(_, c)| c & 0xff);
+    status != 0 && given.any(|c| c == i32::from(status))
+}
+
 /// The verdict, from what the agent knows, the launcher's exit status and the signal that we were sent, if any.
 pub(crate) fn judge(outcome: Option<&JobOutcome>, status: u8, signal: Option<u8>) -> Verdict {
     if let Some(ckpt) = outcome.and_then(|o| o.stopped_at) {
@@ -51,11 +58,17 @@ pub(crate) fn judge(outcome: Option<&JobOutcome>, status: u8, signal: Option<u8>
         return if status == 0 { Verdict::Ended(0) } else { Verdict::Interrupted(128 + s) };
     }
     match outcome {
-        Some(o) if o.restart => Verdict::Lost(o.lost.clone(), if status == 0 { 1 } else { status }),
+        Some(o) if o.restart && !is_result(o, status) => {
+            Verdict::Lost(o.lost.clone(), if status == 0 { 1 } else { status })
+        }
         // A launcher may end with 0 although a rank did not.
         Some(o) if status == 0 => {
             let failed = o.abort.into_iter().chain(o.exited.iter().copied()).find(|(_, c)| c & 0xff != 0);
             Verdict::Ended(failed.map_or(0, |(_, c)| (c & 0xff) as u8))
+        }
+        // The agent is gone and cannot tell. A rank that a signal has ended is lost, as it would have said.
+        o if status > 128 && !o.is_some_and(|o| o.ended || o.abort.is_some() || !o.exited.is_empty()) => {
+            Verdict::Lost(vec![], status)
         }
         _ => Verdict::Ended(status),
     }
@@ -314,8 +327,14 @@ mod tests {
         assert_eq!(judge(Some(&lost), 130, Some(2)), Verdict::Interrupted(130));
         let abort = JobOutcome { abort: Some((1, 9)), lost: vec![0], ..o.clone() };
         assert_eq!(judge(Some(&abort), 9, None), Verdict::Ended(9));
+        let late = JobOutcome { abort: Some((1, 7)), ..lost.clone() };
+        assert_eq!(judge(Some(&late), 7, None), Verdict::Ended(7), "heard of the abort after what it did");
+        assert_eq!(judge(Some(&late), 137, None), Verdict::Lost(vec![2], 137), "an abort because of a loss");
         let failed = JobOutcome { exited: vec![(0, 0), (1, 5)], ..o.clone() };
         assert_eq!(judge(Some(&failed), 0, None), Verdict::Ended(5));
+        assert_eq!(judge(None, 137, None), Verdict::Lost(vec![], 137), "agent and rank are gone");
+        let result = JobOutcome { ended: true, ..o.clone() };
+        assert_eq!(judge(Some(&result), 137, None), Verdict::Ended(137));
         let stopped = JobOutcome { stopped_at: Some(8), ..o };
         assert_eq!(judge(Some(&stopped), 143, None), Verdict::Stopped(8));
     }

@@ -1,5 +1,7 @@
 //! `ls` and `status`: what jobs there are, and what one of them is doing. Runs *next door*.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use serde_json::json;
 
 use crate::catalog;
@@ -16,6 +18,17 @@ fn size(n: u64) -> String {
         u += 1;
     }
     format!("{v} {}", units[u])
+}
+
+/// How long ago a time in seconds since 1970 was.
+fn age(time: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    match now.saturating_sub(time) {
+        s @ ..=119 => format!("{s} s"),
+        s @ ..=7199 => format!("{} min", s / 60),
+        s @ ..=172_799 => format!("{} h", s / 3600),
+        s => format!("{} days", s / 86400),
+    }
 }
 
 pub(crate) fn ls(home: &Home, only: Option<&str>, as_json: bool) -> Result<u8, Error> {
@@ -48,7 +61,15 @@ pub(crate) fn ls(home: &Home, only: Option<&str>, as_json: bool) -> Result<u8, E
         };
         println!("{:<5} {state:<8} {ranks:>5} ranks  {title}", job.name);
         for c in &checkpoints {
-            println!("      @{:<6} {}", c.id, size(c.bytes()));
+            let m = &c.manifest;
+            let stood = m.stopped_ns as f64 / 1e6;
+            let age = age(m.time);
+            println!(
+                "      @{:<6} {:>9}  {}, stopped {stood:.1} ms, {age} ago",
+                c.id,
+                size(c.bytes()),
+                m.mode
+            );
         }
     }
     if as_json {
@@ -61,9 +82,13 @@ pub(crate) fn status(home: &Home, name: Option<&str>, as_json: bool) -> Result<u
     let job = home.job_or_newest(name)?;
     let s = match talk::status(&job) {
         Ok(s) => s,
-        Err(Error::NotRunning { .. }) => {
+        Err(Error::NotRunning(_) | Error::AgentGone { .. }) => {
             let newest = catalog::list(&job).pop().map(|c| c.id);
-            let state = if job.is_running() { "starting or ending" } else { "ended" };
+            let state = if job.is_running() {
+                "running, but its agent does not answer (starting, ending, or gone)"
+            } else {
+                "ended"
+            };
             if as_json {
                 println!("{}", json!({ "job": job.name, "state": state, "last_checkpoint": newest }));
             } else {

@@ -28,7 +28,7 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
     let from = match id {
         Some(_) => {
             let c = catalog::find(&job, id)?;
-            c.verify(&job, &mut |_, _| {})?;
+            c.verify(&job, &mut catalog::meter(!json))?;
             c
         }
         None => {

@@ -35,6 +35,8 @@ pub(crate) fn seconds(text: &str) -> Result<f64, Error> {
 
 /// One line for the user, as text or as JSON. On standard error: standard output is the application's.
 pub(crate) fn say(json: bool, event: &str, job: &Job, text: &str) {
+    // A file that the application writes to as well: a restart has opened it anew, and our offset stands somewhere within.
+    let _ = rustix::fs::seek(std::io::stderr(), rustix::fs::SeekFrom::End(0));
     if json {
         eprintln!("{}", serde_json::json!({ "event": event, "job": job.name, "text": text }));
     } else {
@@ -113,7 +115,11 @@ pub(crate) fn drive(
             Verdict::Lost(lost, status) => (lost, status),
         };
         let ranks: Vec<String> = lost.iter().map(u32::to_string).collect();
-        let ranks = format!("{} {}", if lost.len() == 1 { "rank" } else { "ranks" }, ranks.join(", "));
+        let ranks = match ranks.as_slice() {
+            [] => "a rank".to_owned(),
+            [one] => format!("rank {one}"),
+            many => format!("ranks {}", many.join(", ")),
+        };
         if left == 0 {
             say(json, "lost", job, &format!("{ranks} lost; no restart left"));
             return Ok(status);

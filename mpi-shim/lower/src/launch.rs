@@ -29,6 +29,17 @@ pub(crate) enum Error {
     /// MPI's objects cannot be made anew.
     #[error("cannot restart: MPI cannot be set up as it was: {0}")]
     Rebuild(String),
+    /// A script's first line names what is not there.
+    #[error("{script} asks for the interpreter {interp}, which cannot be used")]
+    Script {
+        /// The script.
+        script: PathBuf,
+        /// What its first line names.
+        interp: PathBuf,
+        /// Why.
+        #[source]
+        source: LoadError,
+    },
     /// A piece of the installation is missing.
     #[error("cannot find {name} beside {dir}; reinstall Stillpoint or set STILLPOINT_LIBEXEC")]
     Missing {
@@ -283,14 +294,18 @@ pub(crate) fn from_command_line() -> Result<Infallible, Error> {
         Plan::Start { program, argv } => (program, argv),
         Plan::Restart { image } => return crate::restart::from_image(&image),
     };
-    if let Some((interp, arg)) = interpreter(&program) {
+    let script = interpreter(&program).map(|(interp, arg)| {
         let mut new = vec![interp.as_os_str().as_bytes().to_vec()];
         new.extend(arg);
         new.push(program.as_os_str().as_bytes().to_vec());
         new.extend(argv.drain(1..));
-        (program, argv) = (interp, new);
-    }
-    let (file, elf) = place::open(&program)?;
+        argv = new;
+        std::mem::replace(&mut program, interp)
+    });
+    let (file, elf) = place::open(&program).map_err(|source| match script {
+        Some(script) => Error::Script { script, interp: program.clone(), source },
+        None => Error::Load(source),
+    })?;
     let interp = elf.interp.clone().ok_or_else(|| LoadError::Static { path: program.clone() })?;
     let interp = PathBuf::from(interp);
     let (ld_file, ld_elf) = place::open(&interp).map_err(|e| match e {

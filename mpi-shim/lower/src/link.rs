@@ -59,7 +59,12 @@ struct Work {
     drain: Option<(Vec<u8>, bool)>,
     /// Targets of this settle stage. A clock that begins later takes its own from here.
     targets: BTreeMap<u64, u64>,
+    /// A thread that is held while another runs, and since when.
+    beside: Option<(u64, std::time::Instant)>,
 }
+
+/// After this, a thread that is held counts more than one that runs: who computes beside it may never call MPI again.
+const BESIDE: Duration = Duration::from_millis(200);
 
 /// Takes the descriptor out of the application's numbers.
 pub(crate) fn hide(fd: std::os::fd::OwnedFd) -> std::os::fd::OwnedFd {
@@ -163,7 +168,10 @@ fn start_agent(run: &Path) {
         .filter_map(|(k, v)| std::ffi::CString::new([k.as_bytes(), b"=", v.as_bytes()].concat()).ok())
         .collect();
     let envs: Vec<_> = envs.iter().map(|e| e.as_ptr()).chain([std::ptr::null()]).collect();
-    let open = |p: &Path| std::fs::OpenOptions::new().read(true).create(true).append(true).open(p);
+    let open = |p: &Path| {
+        use std::os::unix::fs::OpenOptionsExt;
+        std::fs::OpenOptions::new().read(true).create(true).append(true).mode(0o600).open(p)
+    };
     let (Ok(null), Ok(log)) = (open(Path::new("/dev/null")), open(&run.join("agent.log"))) else { return };
     let (null, log) = (null.as_raw_fd(), log.as_raw_fd());
     let none = 0u64;
@@ -205,6 +213,15 @@ pub(crate) extern "C" fn goodbye(kind: u32, status: i32) {
     let Ok(mut s) = line.lock() else { return };
     let _ = message::write(&mut *s, &ToAgent::Rank(FromRank::Goodbye(leaving)));
     let _ = s.flush();
+}
+
+/// Ends the process without a word: not by SIGABRT, for which Open MPI prints where the process stood and the kernel may
+/// write a core file, and not by exit, for which handlers of the application would run.
+fn end_at_once() -> ! {
+    loop {
+        // SAFETY: SIGKILL to ourselves.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    }
 }
 
 /// The execve that a goodbye announced has failed: the program runs on, without checkpoints.
@@ -285,7 +302,7 @@ impl Link {
                 }
                 Err(RecvTimeoutError::Timeout) if settles => {
                     work.aim();
-                    client.on_local(clocks())
+                    client.on_local(work.look())
                 }
                 Err(RecvTimeoutError::Timeout) => drain(work).map_or_else(Vec::new, |l| client.on_local(l)),
             };
@@ -318,6 +335,7 @@ impl Link {
                 }
                 ClientAction::ReportClocks => {
                     work.targets.clear();
+                    work.beside = None;
                     for c in known() {
                         c.target.store(0, SeqCst);
                     }
@@ -328,14 +346,14 @@ impl Link {
                         }
                     }
                     half().flags.fetch_or(FLAG_SETTLE, SeqCst);
-                    Some(clocks())
+                    Some(work.look())
                 }
                 ClientAction::SetTargets { targets } => {
                     work.targets.extend(targets);
                     work.aim();
                     half().release.fetch_add(1, SeqCst);
                     futex_wake_all(&half().release);
-                    Some(clocks())
+                    Some(work.look())
                 }
                 ClientAction::StopThreads => Some(match pause::stop(monotonic_ns() + 10_000_000_000) {
                     Ok(()) => match refusals().into_iter().next() {
@@ -381,7 +399,7 @@ impl Link {
                 }
                 ClientAction::Leave => {
                     goodbye(abi::goodbye::EXIT, 0);
-                    std::process::abort();
+                    end_at_once();
                 }
                 ClientAction::Committed { .. } => {
                     upper().generation.fetch_add(1, SeqCst);
@@ -517,6 +535,20 @@ fn known() -> impl Iterator<Item = &'static abi::Clock> {
 }
 
 impl Work {
+    /// The clocks for the agent.
+    fn look(&mut self) -> Local {
+        let (clocks, doing, held) = clocks();
+        self.beside = held.map(|gid| match self.beside {
+            Some((of, since)) if of == gid => (gid, since),
+            _ => (gid, std::time::Instant::now()),
+        });
+        let doing = match self.beside {
+            Some((gid, since)) if since.elapsed() > BESIDE => Doing::Held(gid),
+            _ => doing,
+        };
+        Local::Clocks { clocks, doing }
+    }
+
     /// Writes the targets into the clocks; a held thread looks again if one has moved.
     fn aim(&self) {
         let mut moved = false;
@@ -532,9 +564,30 @@ impl Work {
     }
 }
 
+/// What the threads do, taken together: (identity, doing) of each that may send something.
+fn together(threads: impl Iterator<Item = (u64, u32)>) -> (Doing, Option<u64>) {
+    let (mut runs, mut held, mut inside) = (false, None, None);
+    for (gid, doing) in threads {
+        match doing {
+            abi::doing::HELD => held = held.or(Some(gid)),
+            abi::doing::INSIDE => inside = Some(gid),
+            abi::doing::WAITING | abi::doing::POLLING => {}
+            _ => runs = true,
+        }
+    }
+    let doing = match (runs, held, inside) {
+        (true, ..) => Doing::Running,
+        // One that is held must be heard of even beside one that is inside: only that gets it released.
+        (_, Some(gid), _) => Doing::Held(gid),
+        (_, _, Some(gid)) => Doing::Inside(gid),
+        _ => Doing::Waiting,
+    };
+    (doing, held)
+}
+
 /// The collective clocks as they stand: read again until two readings agree, since a communicator may be made meanwhile.
 /// A membarrier first: a thread that has not seen the flag is seen here.
-fn clocks() -> Local {
+fn clocks() -> (Vec<Clock>, Doing, Option<u64>) {
     // SAFETY: MEMBARRIER_CMD_PRIVATE_EXPEDITED (8), or where it is not registered MEMBARRIER_CMD_GLOBAL (1): no memory is
     // touched.
     unsafe {
@@ -570,20 +623,30 @@ fn clocks() -> Local {
             Clock { gid: *gid, count: count >> 1, inside: count & 1 == 1 || !steady, members }
         })
         .collect();
-    let mut doing = Doing::Waiting;
-    for t in pause::threads() {
+    // A thread that has never been in a front (a worker of OpenMP, say) sends nothing that a peer waits for.
+    let front = pause::threads().filter(|t| {
+        t.lower_fs.load(Relaxed) != 0
+            || matches!(t.doing.load(Acquire), abi::doing::HELD | abi::doing::INSIDE)
+    });
+    let (doing, held) = together(front.map(|t| {
         let gid = t.doing_gid.load(Relaxed);
-        match t.doing.load(Acquire) {
-            abi::doing::HELD => doing = Doing::Held(gid),
-            abi::doing::INSIDE => doing = Doing::Inside(gid),
-            abi::doing::WAITING | abi::doing::POLLING => {}
-            // A thread that has never been in a front (a worker of OpenMP, say) sends nothing that a peer waits for.
-            _ if t.lower_fs.load(Relaxed) == 0 => {}
-            _ => {
-                doing = Doing::Running;
-                break;
-            }
-        }
+        (gid, t.doing.load(Acquire))
+    }));
+    (clocks, doing, held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stillpoint_abi::half::doing::{HELD, INSIDE, POLLING, RUNNING, WAITING};
+
+    #[test]
+    fn a_held_thread_is_heard_of_beside_one_that_is_inside() {
+        let all = |l: &[(u64, u32)]| together(l.iter().copied());
+        assert_eq!(all(&[(1, HELD), (2, INSIDE), (0, WAITING)]), (Doing::Held(1), Some(1)));
+        assert_eq!(all(&[(2, INSIDE), (1, HELD)]), (Doing::Held(1), Some(1)));
+        assert_eq!(all(&[(1, HELD), (0, RUNNING)]), (Doing::Running, Some(1)));
+        assert_eq!(all(&[(0, POLLING), (2, INSIDE)]), (Doing::Inside(2), None));
+        assert_eq!(all(&[]), (Doing::Waiting, None));
     }
-    Local::Clocks { clocks, doing }
 }

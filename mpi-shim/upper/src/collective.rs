@@ -134,9 +134,19 @@ fn degrees(c: &Comm) -> (usize, usize) {
     }
 }
 
-/// The library's handles of an array of datatypes of an all-to-all call.
-unsafe fn types(list: *const *mut Datatype, comm: *const Comm, function: &str, argument: &str) -> Vec<usize> {
-    if list.is_null() || comm.is_null() {
+/// `MPI_IN_PLACE` of Open MPI.
+const IN_PLACE: usize = 1;
+
+/// The library's handles of an array of datatypes of an all-to-all call that sends `from`.
+unsafe fn types(
+    list: *const *mut Datatype,
+    comm: *const Comm,
+    from: *const c_void,
+    function: &str,
+    argument: &str,
+) -> Vec<usize> {
+    // With MPI_IN_PLACE the library does not look at what is sent, and neither must we: nothing need stand there.
+    if list.is_null() || comm.is_null() || (argument == "sendtypes" && from.addr() == IN_PLACE) {
         return Vec::new();
     }
     // SAFETY: the application passes one datatype for each peer or neighbour.
@@ -177,25 +187,25 @@ macro_rules! low {
 }
 // What must live until the call (or the request) is over.
 macro_rules! keep {
-    (DatatypeP $v:ident $comm:ident $f:ident) => {
-        types($v, $comm, stringify!($f), stringify!($v))
+    (DatatypeP $v:ident $comm:ident $from:ident $f:ident) => {
+        types($v, $comm, $from, stringify!($f), stringify!($v))
     };
-    ($other:ident $v:ident $comm:ident $f:ident) => {
+    ($other:ident $v:ident $comm:ident $from:ident $f:ident) => {
         ()
     };
 }
 // The same for a non-blocking one: the application may free these handles once it has started.
 macro_rules! keep_longer {
-    (DatatypeP $v:ident $comm:ident $f:ident) => {
-        types($v, $comm, stringify!($f), stringify!($v))
+    (DatatypeP $v:ident $comm:ident $from:ident $f:ident) => {
+        types($v, $comm, $from, stringify!($f), stringify!($v))
     };
-    (Op $v:ident $comm:ident $f:ident) => {
+    (Op $v:ident $comm:ident $from:ident $f:ident) => {
         Held::new($v.cast())
     };
-    (Datatype $v:ident $comm:ident $f:ident) => {
+    (Datatype $v:ident $comm:ident $from:ident $f:ident) => {
         Held::new($v.cast())
     };
-    ($other:ident $v:ident $comm:ident $f:ident) => {
+    ($other:ident $v:ident $comm:ident $from:ident $f:ident) => {
         ()
     };
 }
@@ -234,6 +244,17 @@ macro_rules! comm_of {
     (@ $found:ident Comm $a:ident) => { $found = $a; };
     (@ $found:ident $other:ident $a:ident) => {};
 }
+// The buffer that is sent: the first one of a row, if it has any.
+macro_rules! sends_of {
+    ($($a:ident: $k:ident),*) => {{
+        #[allow(unused_mut, reason = "the row has one, mostly")]
+        let mut found: *const c_void = core::ptr::null();
+        $( sends_of!(@ found $k $a); )*
+        found
+    }};
+    (@ $found:ident ptr $a:ident) => { if $found.is_null() { $found = $a; } };
+    (@ $found:ident $other:ident $a:ident) => {};
+}
 macro_rules! request_of {
     ($($a:ident: $k:ident),*) => {{
         #[allow(unused_assignments, reason = "the row has one")]
@@ -256,9 +277,11 @@ macro_rules! row {
         $crate::export! {
             fn $name($($a: ty!($k)),*) -> c_int {
                 let on = comm_of!($($a: $k),*);
+                #[allow(unused_variables, reason = "only rows with lists of types look at it")]
+                let from = sends_of!($($a: $k),*);
                 let code = {
                     let _within = within(on);
-                    $( let $a = (keep!($k $a on $name), $a); )*
+                    $( let $a = (keep!($k $a on from $name), $a); )*
                     call!(on; $name($($a: $k),*))
                 };
                 if code == 0 {
@@ -272,6 +295,8 @@ macro_rules! row {
         $crate::export! {
             fn $name($($a: ty!($k)),*) -> c_int {
                 let on = comm_of!($($a: $k),*);
+                #[allow(unused_variables, reason = "only rows with lists of types look at it")]
+                let from = sends_of!($($a: $k),*);
                 let out = request_of!($($a: $k),*);
                 let mut fresh = 0usize;
                 let q = &raw mut fresh;
@@ -279,7 +304,7 @@ macro_rules! row {
                     let _within = within(on);
                     // From the start below until the drain can find the request, the thread is not stopped.
                     let _inside = Inside::enter();
-                    $( let $a = (keep_longer!($k $a on $name), $a); )*
+                    $( let $a = (keep_longer!($k $a on from $name), $a); )*
                     let code = call!(q; $name($($a: $k),*));
                     if code == 0 {
                         let kept = ($($a.0,)*);

@@ -435,15 +435,17 @@ export! {
             within!(comm);
             let code = down!(MPI_Comm_dup(c: usize = real(comm), n: *mut usize = &raw mut at) -> c_int);
             if code == 0 {
-                *new = adopt(at, comm);
+                let c = adopt(at, comm);
+                // Within the clock: a restart makes the communicator with the topology that it finds here.
+                (*c).topology = (*comm).topology.clone();
+                (*c).info = (*comm).info.clone();
+                *new = c;
             }
             code
         };
         if code != 0 {
             return raise(comm.cast(), code, "MPI_Comm_dup");
         }
-        (**new).topology = (*comm).topology.clone();
-        (**new).info = (*comm).info.clone();
         crate::attr::copy_all(comm.cast(), (*new).cast())
     }
     fn MPI_Comm_idup(comm: *mut Comm, new: *mut *mut Comm, request: *mut *mut crate::request::Request) -> c_int {

@@ -211,27 +211,37 @@ unsafe fn get(object: *mut Head, handler: *mut *mut Errhandler) -> c_int {
     0
 }
 
+// MPI_FILE_NULL has an error handler: that of files which are opened later (MPI 3.1, 13.7).
+macro_rules! is_null {
+    (none $o:ident) => {
+        false
+    };
+    ($null:ident $o:ident) => {
+        $o.cast::<Head>() == predefined!($null as Head)
+    };
+}
+
 macro_rules! family {
-    ($kind:ident $t:ty: $create:ident $set:ident $get:ident $call:ident, $err:expr) => {
+    ($kind:ident $t:ty, $null:ident: $create:ident $set:ident $get:ident $call:ident, $err:expr) => {
         export! {
             fn $create(function: *mut c_void, handler: *mut *mut Errhandler) -> c_int {
                 *handler = create(Kind::$kind, Language::C, function.expose_provenance(), 0);
                 0
             }
             fn $set(object: *mut $t, handler: *mut Errhandler) -> c_int {
-                if !is_live(object, Kind::$kind) {
+                if !is_live(object, Kind::$kind) || is_null!($null object) {
                     return raise(core::ptr::null_mut(), $err, stringify!($set));
                 }
                 set(object.cast(), handler)
             }
             fn $get(object: *mut $t, handler: *mut *mut Errhandler) -> c_int {
-                if !is_live(object, Kind::$kind) {
+                if !is_live(object, Kind::$kind) || is_null!($null object) {
                     return raise(core::ptr::null_mut(), $err, stringify!($get));
                 }
                 get(object.cast(), handler)
             }
             fn $call(object: *mut $t, code: c_int) -> c_int {
-                if !is_live(object, Kind::$kind) {
+                if !is_live(object, Kind::$kind) || is_null!($null object) {
                     return raise(core::ptr::null_mut(), $err, stringify!($call));
                 }
                 raise(object.cast(), code, stringify!($call));
@@ -240,9 +250,9 @@ macro_rules! family {
         }
     };
 }
-family!(Comm Comm: MPI_Comm_create_errhandler MPI_Comm_set_errhandler MPI_Comm_get_errhandler MPI_Comm_call_errhandler, ERR_COMM);
-family!(Win Win: MPI_Win_create_errhandler MPI_Win_set_errhandler MPI_Win_get_errhandler MPI_Win_call_errhandler, 53);
-family!(File File: MPI_File_create_errhandler MPI_File_set_errhandler MPI_File_get_errhandler MPI_File_call_errhandler, 30);
+family!(Comm Comm, ompi_mpi_comm_null: MPI_Comm_create_errhandler MPI_Comm_set_errhandler MPI_Comm_get_errhandler MPI_Comm_call_errhandler, ERR_COMM);
+family!(Win Win, ompi_mpi_win_null: MPI_Win_create_errhandler MPI_Win_set_errhandler MPI_Win_get_errhandler MPI_Win_call_errhandler, 53);
+family!(File File, none: MPI_File_create_errhandler MPI_File_set_errhandler MPI_File_get_errhandler MPI_File_call_errhandler, 30);
 
 export! {
     fn MPI_Errhandler_create(function: *mut c_void, handler: *mut *mut Errhandler) -> c_int {
@@ -256,7 +266,7 @@ export! {
     }
     fn MPI_Errhandler_free(handler: *mut *mut Errhandler) -> c_int {
         let h = *handler;
-        if !is_live(h, Kind::Errhandler) {
+        if !is_live(h, Kind::Errhandler) || h == predefined!(ompi_mpi_errhandler_null as Errhandler) {
             return raise(core::ptr::null_mut(), ERR_ARG, "MPI_Errhandler_free");
         }
         put(h);

@@ -365,7 +365,8 @@ impl P2p {
         self.strike(r);
         // SAFETY: the caller's promise.
         unsafe {
-            if (*r).does == Does::Bsend {
+            // The orphan that sends, not the request that the application knows.
+            if (*r).does == Does::Bsend && (*r).orphan && !(*r).persistent {
                 self.buffer.2 = self.buffer.2.saturating_sub((*r).front.len() + crate::p2p::BSEND_OVERHEAD);
             }
             if (*r).persistent {

@@ -28,6 +28,7 @@ pub(crate) use crate::ledger::{In, P2p, begin};
 pub(crate) const SUCCESS: c_int = 0;
 pub(crate) const ERR_BUFFER: c_int = 1;
 pub(crate) const ERR_REQUEST: c_int = 7;
+pub(crate) const ERR_TRUNCATE: c_int = 15;
 pub(crate) const ERR_IN_STATUS: c_int = 18;
 pub(crate) const UNDEFINED: c_int = -32766;
 
@@ -159,6 +160,7 @@ impl Request {
     pub(crate) fn told(&mut self) -> bool {
         self.done = false;
         self.active = false;
+        self.cancelled = false;
         self.code = SUCCESS;
         self.status = Status::EMPTY;
         !self.persistent || self.orphan
@@ -267,8 +269,12 @@ mod tests {
         r.persistent = true;
         r.active = true;
         r.done = true;
+        r.cancelled = true;
         assert!(!r.told());
-        assert!(!r.active && !r.done);
+        assert!(
+            !r.active && !r.done && !r.cancelled,
+            "a restart cancels what was cancelled, not what follows it"
+        );
         r.orphan = true;
         assert!(r.told());
     }
