@@ -20,6 +20,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("python3-mpi4py", ""),
     ("python3-numpy", ""),
     ("numactl", "numactl"),
+    ("python3-pip", ""),
 ];
 
 /// Installs what is missing, or says what to install.

@@ -35,7 +35,7 @@ const AREAS: &[Area] = &[
     Area {
         name: "mpi",
         packages: &["stillpoint-mpi-table", "stillpoint-mpi-upper", "stillpoint-mpi-lower"],
-        integration: &["mpi"],
+        integration: &["mpi", "mpi4py"],
     },
     Area { name: "slurm", packages: &["stillpoint-slurm"], integration: &[] },
     Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &[] },
