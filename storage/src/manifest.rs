@@ -1,7 +1,8 @@
 //! What is in a checkpoint: `manifest.json`. Runs *next door*.
 //!
-//! What a reader would get wrong: the checksums are of whole files as they lie on disk, made by who wrote them; the
-//! manifest's own checksum covers its text without the checksum's line, so that it can be printed and edited by no one.
+//! What a reader would get wrong: a file's checksum here is of its first [`HEAD`] bytes only. It binds the manifest to an
+//! image, whose header says the rest and whose frames carry checksums of their own. The manifest's own checksum covers its
+//! text without the checksum's line, so that it can be printed and edited by no one.
 
 use crate::{At, Result, StoreError};
 use serde::{Deserialize, Serialize};
