@@ -147,7 +147,8 @@ pub fn killed(name: &str) {
     for time in 0..times {
         let ended = compare(name, "killed", 7, Some("500ms"), &mut |job, store| {
             let seen = until(LIMIT, || !commits(store).is_empty() || !job.is_running());
-            assert!(seen && job.is_running(), "{name} ended, or {LIMIT:?} passed, before its first commit");
+            let what = "ended, or the limit passed, before its first commit";
+            assert!(seen && job.is_running(), "{name} {what}: {}", log(store));
             std::thread::sleep(Duration::from_millis(random.below(1000)));
             if time % 2 == 1 {
                 until(Duration::from_secs(3), || being_written(store) || !job.is_running());

@@ -55,11 +55,14 @@ pub(crate) fn start(restored: bool) -> std::io::Result<()> {
             std::env::var("STILLPOINT_INCARNATION").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
         let socket = crate::link::socket()?;
         let link = Link { run: PathBuf::from(run), incarnation, restored, streams, socket };
+        let (tx, rx) = std::sync::mpsc::channel();
+        // What the application asks for before the line stands waits in the channel.
+        crate::mail::open(&tx);
         std::thread::Builder::new().name("stillpoint-ctl".into()).spawn(move || {
             while restored && RUNNING.load(Acquire) == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            link.serve();
+            link.serve(&tx, rx);
         })?;
     } else if let Some((dir, every)) = alone() {
         std::thread::Builder::new().name("stillpoint-ctl".into()).spawn(move || {

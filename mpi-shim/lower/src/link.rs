@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 use stillpoint_abi::half::{self as abi, FLAG_SETTLE, FLAG_STOP, refuse, still as command};
@@ -234,14 +234,11 @@ pub(crate) fn stayed() {
 
 impl Link {
     /// The control thread's life.
-    pub(crate) fn serve(self) {
+    pub(crate) fn serve(self, tx: &Sender<Event>, rx: Receiver<Event>) {
         // SAFETY: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED (16): no memory is touched.
         unsafe { stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 16, 0, 0) };
         let rank = half().rank.load(Relaxed);
         let mut client = Client::new(Rank(rank));
-        let (tx, rx) = channel();
-        // What the application asks for before the line stands waits in the channel.
-        crate::mail::open(&tx);
         let line = hide_copy(&self.socket);
         let stream = match line.and_then(|s| connect(s, &self.run)) {
             Ok(s) => s,
@@ -276,8 +273,8 @@ impl Link {
             now.extend(client.on_local(Local::Rebuilt));
         }
         let mut work = Work::default();
-        self.perform(&mut client, &mut work, now, &tx);
-        self.turn(&mut client, &mut work, &rx, &tx);
+        self.perform(&mut client, &mut work, now, tx);
+        self.turn(&mut client, &mut work, &rx, tx);
         crate::mail::closed();
     }
 
