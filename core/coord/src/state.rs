@@ -63,7 +63,7 @@ pub struct Config {
     pub write: Nanos,
     /// Quiet time after which held collectives are released, when nobody runs.
     pub release: Nanos,
-    /// The same when somebody runs but nothing changes (a loop of probes looks like that). Doubles at each use.
+    /// The same when somebody runs but nothing changes (a loop of probes looks like that). Doubles once.
     pub release_running: Nanos,
 }
 
@@ -843,7 +843,7 @@ impl Coordinator {
         }
         self.changed = self.now;
         if runs {
-            self.patience = self.patience.saturating_mul(2);
+            self.patience = self.patience.saturating_mul(2).min(2 * self.config.release_running);
         }
         for gid in &gids {
             *self.targets.entry(*gid).or_insert(0) += 1;
