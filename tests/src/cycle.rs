@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::process::{Ended, Running, descendants, kill};
+use crate::process::{Ended, Running, descendants, kill, machine};
 use crate::program::{Program, Start};
 use crate::{Random, built, skipped};
 
@@ -243,16 +243,6 @@ fn run_native(program: &Program, words: &[String], scratch: &Scratch) -> Ended {
     };
     command.args(&words[1..]).current_dir(&scratch.0);
     Running::start(machine(&mut command)).wait(LIMIT)
-}
-
-/// What a small machine and a container need: more ranks than cores, root allowed, threads that yield.
-fn machine(command: &mut Command) -> &mut Command {
-    command
-        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
-        .env("OMPI_MCA_mpi_yield_when_idle", "1")
-        .env("OMP_WAIT_POLICY", "passive")
 }
 
 /// The `result` lines of a run that ended well.

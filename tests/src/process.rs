@@ -93,6 +93,16 @@ impl Drop for Running {
     }
 }
 
+/// What a small machine and a container need: more ranks than cores, root allowed, threads that yield.
+pub fn machine(command: &mut Command) -> &mut Command {
+    command
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
+        .env("OMPI_MCA_mpi_yield_when_idle", "1")
+        .env("OMP_WAIT_POLICY", "passive")
+}
+
 fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stillpoint_tests::process::{Ended, Running, descendants, kill};
+use stillpoint_tests::process::{Ended, Running, descendants, kill, machine};
 use stillpoint_tests::{built, skipped, sources};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -86,15 +86,7 @@ impl Example {
 
 fn start(mut command: Command, work: &Path) -> Running {
     command.arg(ROUNDS).current_dir(work);
-    for (key, value) in [
-        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-        ("OMPI_MCA_mpi_yield_when_idle", "1"),
-    ] {
-        command.env(key, value);
-    }
-    Running::start(&mut command)
+    Running::start(machine(&mut command))
 }
 
 /// The one `result` line of a run that ended well.

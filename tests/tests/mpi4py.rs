@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use stillpoint_tests::process::{Ended, Running};
+use stillpoint_tests::process::{Ended, Running, machine};
 use stillpoint_tests::{built, skipped};
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -68,15 +68,7 @@ fn passes_as_natively(ranks: &str) {
         }
         command.args([PYTHON, "test/runtests.py", "-q", "--no-builddir"]);
         command.args(LEFT_OUT.iter().flat_map(|name| ["-e", name])).current_dir(suite);
-        for (key, value) in [
-            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-            ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-            ("OMPI_MCA_mpi_yield_when_idle", "1"),
-        ] {
-            command.env(key, value);
-        }
-        verdict(&Running::start(&mut command).wait(LIMIT))
+        verdict(&Running::start(machine(&mut command)).wait(LIMIT))
     };
     assert_eq!(
         under(true),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stillpoint_tests::process::{Ended, Running, descendants, kill};
+use stillpoint_tests::process::{Ended, Running, descendants, kill, machine};
 use stillpoint_tests::program::{Program, Start};
 use stillpoint_tests::{built, skipped, sources};
 
@@ -36,15 +36,7 @@ impl Place {
     fn stillpoint(&self, words: &[&str]) -> Running {
         let mut command = Command::new(built().join("stillpoint"));
         command.arg("--dir").arg(self.0.join("store")).args(words).current_dir(&self.0);
-        for (key, value) in [
-            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
-            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-            ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
-            ("OMPI_MCA_mpi_yield_when_idle", "1"),
-        ] {
-            command.env(key, value);
-        }
-        Running::start(&mut command)
+        Running::start(machine(&mut command))
     }
 
     /// One command, to its end.
