@@ -49,6 +49,7 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "comm.c", start: Start::Ranks(4), rounds: 1000 },
     Program { file: "types.c", start: Start::Ranks(3), rounds: 1500 },
     Program { file: "late.c", start: Start::Ranks(3), rounds: 500 },
+    Program { file: "reduction.c", start: Start::Ranks(3), rounds: 400 },
     Program { file: "underway.c", start: Start::Ranks(3), rounds: 400 },
     Program { file: "multiple.c", start: Start::Ranks(3), rounds: 800 },
     Program { file: "beside.c", start: Start::Ranks(3), rounds: 1000 },

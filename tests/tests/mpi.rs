@@ -3,12 +3,12 @@
 
 stillpoint_tests::cases! {
     now {
-        native: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
-        through: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
+        native: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction multiple beside f08 numpy_mpi lammps solver;
+        through: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction multiple beside f08 numpy_mpi lammps solver;
         chained: ring;
-        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
-        killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway multiple beside f08 numpy_mpi lammps solver;
-        hammered: many_kinds nbx comm late;
+        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction multiple beside f08 numpy_mpi lammps solver;
+        killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction multiple beside f08 numpy_mpi lammps solver;
+        hammered: many_kinds nbx comm late reduction;
         generations: ring many_kinds jacobi;
     }
     not_yet {}

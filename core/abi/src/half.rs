@@ -294,6 +294,9 @@ pub struct Upper {
     pub mail_in: AtomicU32,
     /// Letters read.
     pub mail_out: AtomicU32,
+    /// Non-blocking collectives with an operation of the application that are not complete. Its function may want a lock that
+    /// a stopped thread holds, so there is no still point while there are any.
+    pub user_operations: AtomicU32,
     /// Addresses of the hook library: entry of patched sites.
     pub hook_entry: AtomicUsize,
     /// Entry of the stop handler, and of the wrapper around the application's handlers.

@@ -604,6 +604,7 @@ fn clocks() -> (Vec<Clock>, Doing, Option<u64>) {
         }
         seen = again;
     }
+    let calls_up = upper().user_operations.load(SeqCst) != 0;
     let clocks = seen
         .iter()
         .map(|(gid, count)| {
@@ -616,8 +617,9 @@ fn clocks() -> (Vec<Clock>, Doing, Option<u64>) {
                 // SAFETY: the front keeps as many ranks at this address as long as the process lives.
                 unsafe { std::slice::from_raw_parts(at, members.1 as usize) }.to_vec()
             };
-            // What was not read in one piece counts as inside: it cannot settle.
-            Clock { gid: *gid, count: count >> 1, inside: count & 1 == 1 || !steady, members }
+            // What was not read in one piece counts as inside: it cannot settle. Nor can a rank whose reductions call the
+            // application.
+            Clock { gid: *gid, count: count >> 1, inside: count & 1 == 1 || !steady || calls_up, members }
         })
         .collect();
     // A thread that has never been in a front (a worker of OpenMP, say) sends nothing that a peer waits for.

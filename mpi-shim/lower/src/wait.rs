@@ -15,11 +15,11 @@
 use core::ffi::{c_int, c_void};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
-use stillpoint_abi::half::{FLAG_STOP, Half, doing};
+use stillpoint_abi::half::{FLAG_SETTLE, FLAG_STOP, Half, doing};
 use stillpoint_mpi_table::{Fn, Helper, helper_slot};
-use stillpoint_sys::half;
+use stillpoint_sys::{half, upper};
 
-/// The loop was left because of `FLAG_STOP`.
+/// The loop was left although nothing is complete.
 const INTERRUPTED: c_int = -1;
 
 type Test = unsafe extern "C" fn(*mut usize, *mut c_int, *mut c_void) -> c_int;
@@ -45,18 +45,26 @@ fn until(mark: *const AtomicU32, mut step: impl FnMut(&mut c_int) -> c_int) -> c
     // SAFETY: the caller passes its own thread's `doing`, which outlives the call.
     let mark = unsafe { &*mark };
     let mut flag = 0;
-    let mut marked = false;
+    let (mut marked, mut tests) = (false, 0u32);
     let code = loop {
         let code = step(&mut flag);
         if flag != 0 || code != 0 {
             break code;
         }
-        if half().flags.load(Acquire) & FLAG_STOP != 0 {
+        let flags = half().flags.load(Acquire);
+        if flags & FLAG_STOP != 0 {
             break INTERRUPTED;
         }
         if !marked {
             mark.store(doing::WAITING, Relaxed);
             marked = true;
+        }
+        if flags & FLAG_SETTLE != 0 {
+            // The front has reductions to complete that call the application, but is seen to wait in between.
+            tests += 1;
+            if tests % 256 == 0 && upper().user_operations.load(Relaxed) != 0 {
+                break INTERRUPTED;
+            }
         }
     };
     if marked {

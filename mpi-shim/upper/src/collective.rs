@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "exports functions")]
 
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -31,7 +31,13 @@ impl clock::Hold for Here {
     }
     fn wait(&self, seen: u32) {
         // Depth is 0 here: the stop handler may park the thread, and the image holds this very system call.
-        raw::futex_wait(&half().release, seen);
+        if upper().user_operations.load(Ordering::SeqCst) == 0 {
+            raw::futex_wait(&half().release, seen);
+            return;
+        }
+        // Other reductions finish meanwhile: whoever begins a call in a settle stage tests them.
+        drop(request::begin());
+        raw::futex_wait_for(&half().release, seen, 1_000_000);
     }
 }
 
@@ -100,8 +106,18 @@ impl Held {
                 return Held(core::ptr::null_mut());
             }
             retain(o);
+            if Held::is_user_operation(o) {
+                upper().user_operations.fetch_add(1, Ordering::SeqCst);
+            }
         }
         Held(o)
+    }
+
+    /// # Safety
+    /// `o` is a live handle.
+    unsafe fn is_user_operation(o: *mut Head) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { (*o).kind == Kind::Op && (*o).predefined < 0 }
     }
 }
 
@@ -110,6 +126,9 @@ impl Drop for Held {
         if !self.0.is_null() {
             // SAFETY: held since `new`.
             unsafe {
+                if Held::is_user_operation(self.0) {
+                    upper().user_operations.fetch_sub(1, Ordering::SeqCst);
+                }
                 match (*self.0).kind {
                     Kind::Op => crate::op::let_go(self.0.cast()),
                     _ => crate::types::let_go(self.0.cast()),

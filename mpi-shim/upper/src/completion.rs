@@ -127,10 +127,12 @@ pub(crate) unsafe fn wait_done(r: *mut Request) {
                 continue;
             }
             let mut status = Status::EMPTY;
+            (*r).waited = true;
             let code = p.outside(|| {
                 down!(helper Wait(q: *mut usize = &raw mut real, s: *mut Status = &raw mut status,
                     d: *const AtomicU32 = &raw const thread().doing) -> c_int)
             });
+            (*r).waited = false;
             if code >= 0 {
                 p.complete(r, status, code);
             }
@@ -231,6 +233,13 @@ unsafe fn finish_some(
     }
 }
 
+fn mark(all: &[*mut Request], places: &[usize], waited: bool) {
+    for &i in places {
+        // SAFETY: live requests.
+        unsafe { (*all[i]).waited = waited };
+    }
+}
+
 /// Waits until at least one of the active ones is done; its index, or `None` if all are idle.
 unsafe fn wait_for_one(all: &[*mut Request]) -> Option<usize> {
     let mut places = Vec::new();
@@ -275,11 +284,14 @@ unsafe fn wait_for_one(all: &[*mut Request]) -> Option<usize> {
                     f: *mut c_int = &raw mut flag, s: *mut Status = &raw mut status) -> c_int)
             }
         } else {
-            p.outside(|| {
+            mark(all, &places, true);
+            let code = p.outside(|| {
                 down!(helper WaitAny(n: c_int = n, q: *mut usize = q, i: *mut c_int = &raw mut index,
                     s: *mut Status = &raw mut status,
                     d: *const AtomicU32 = &raw const thread().doing) -> c_int)
-            })
+            });
+            mark(all, &places, false);
+            code
         };
         if code >= 0 {
             if let Some(&at) = usize::try_from(index).ok().and_then(|i| places.get(i)) {

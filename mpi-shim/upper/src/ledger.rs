@@ -16,8 +16,8 @@ use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, Ordering};
-use stillpoint_abi::half::MAIL_ROOM;
-use stillpoint_sys::upper;
+use stillpoint_abi::half::{FLAG_SETTLE, MAIL_ROOM};
+use stillpoint_sys::{half, upper};
 
 const THREAD_MULTIPLE: u32 = 3;
 
@@ -84,8 +84,13 @@ pub(crate) struct In {
 pub(crate) fn begin() -> In {
     let inside = Inside::enter();
     let locks = upper().mpi_level.load(Ordering::Relaxed) == THREAD_MULTIPLE;
-    let i = In { locks, _inside: inside };
+    let mut i = In { locks, _inside: inside };
     i.lock();
+    if half().flags.load(Ordering::Relaxed) & FLAG_SETTLE != 0
+        && upper().user_operations.load(Ordering::Relaxed) != 0
+    {
+        i.test_collectives();
+    }
     i
 }
 
@@ -354,6 +359,22 @@ impl P2p {
                 self.complete(r, status, code);
             }
             (*r).done
+        }
+    }
+
+    /// Looks below whether non-blocking collectives are complete. Those with an operation of the application must be so
+    /// before threads stop, and the application may be busy with something else.
+    #[cold]
+    fn test_collectives(&mut self) {
+        let mut i = 0;
+        while let Some(&r) = self.live.get(i) {
+            // SAFETY: live requests only are in the list.
+            unsafe {
+                if (*r).does == Does::Collective && !(*r).waited {
+                    self.test(r);
+                }
+            }
+            i += 1;
         }
     }
 

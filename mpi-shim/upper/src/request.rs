@@ -75,6 +75,8 @@ pub(crate) struct Request {
     pub(crate) cancelled: bool,
     /// An acknowledgement from the receiver is outstanding.
     pub(crate) unacknowledged: bool,
+    /// A thread waits for it below, without the lock: nobody else may test it there.
+    pub(crate) waited: bool,
     /// Number in the order of posting.
     pub(crate) serial: u64,
     /// Place in `P2p::live`.
@@ -115,6 +117,7 @@ impl Request {
             orphan: false,
             cancelled: false,
             unacknowledged: false,
+            waited: false,
             serial: 0,
             at: usize::MAX,
             comm: core::ptr::null_mut(),
