@@ -144,13 +144,22 @@ fn log(store: &Path) -> String {
 /// Kills a rank at a random moment after the first commit, every other time within a checkpoint; the job ends as the
 /// native run does. Twenty times with `STILLPOINT_TEST_FULL`, else twice.
 pub fn killed(name: &str) {
+    kills(name, "killed", if full() { 20 } else { 2 }, &[]);
+}
+
+/// [`killed`] once for each slower way to change the thread pointer: without segments, and without FSGSBASE as well.
+pub fn slower(name: &str) {
+    kills(name, "slower", 1, &[("STILLPOINT_NO_SEGMENTS", "1")]);
+    kills(name, "slower", 1, &[("STILLPOINT_NO_SEGMENTS", "1"), ("STILLPOINT_NO_FSGSBASE", "1")]);
+}
+
+fn kills(name: &str, mode: &'static str, times: u32, settings: &[(&str, &str)]) {
     let mut random = Random::seeded();
-    let times = if full() { 20 } else { 2 };
+    let Some(mut case) = Case::new(name, mode, 7) else { return };
     for time in 0..times {
-        // A program that was over too soon, because the machine has become faster since it was measured, is run longer.
         let mut text = String::new();
-        let restarted = [7, 14, 28].into_iter().any(|seconds| {
-            let ended = compare(name, "killed", seconds, Some("500ms"), &mut |job, store| {
+        loop {
+            let ended = case.run(Some("500ms"), settings, &mut |job, store| {
                 until(LIMIT, || !commits(store).is_empty() || !job.is_running());
                 std::thread::sleep(Duration::from_millis(random.below(1000)));
                 if time % 2 == 1 {
@@ -161,9 +170,14 @@ pub fn killed(name: &str) {
                 }
                 text = log(store);
             });
-            ended.is_none_or(|e| e.stderr.contains("; restart 1 of"))
-        });
-        assert!(restarted, "{name} was not restarted after a kill: {text}");
+            if ended.stderr.contains("; restart 1 of") {
+                break;
+            }
+            // Over too soon, because the machine has become faster since the program was measured: longer, then.
+            assert!(case.seconds < 28, "{name} was not restarted after a kill: {text}");
+            let Some(longer) = Case::new(name, mode, case.seconds * 2) else { return };
+            case = longer;
+        }
     }
 }
 
@@ -171,39 +185,66 @@ pub fn killed(name: &str) {
 /// second, and compares what both found.
 fn compare(
     name: &str,
-    mode: &str,
+    mode: &'static str,
     seconds: u32,
     interval: Option<&str>,
     disturb: &mut dyn FnMut(&mut Running, &Path),
 ) -> Option<Ended> {
-    let program = Program::named(name);
-    let scratch = Scratch::new(mode, name);
-    let rounds = if seconds == 0 { program.rounds } else { rounds(&program, seconds, &scratch)? };
-    let words = prepared(&program, rounds)?;
-    let stillpoint = built().join("stillpoint");
-    assert!(stillpoint.is_file(), "{} is not built; run `cargo xtask build`", stillpoint.display());
-    let expected = results(&run_native(&program, &words, &scratch));
+    Some(Case::new(name, mode, seconds)?.run(interval, &[], disturb))
+}
 
-    let store = scratch.0.join("checkpoints");
-    let mut command = Command::new(stillpoint);
-    command.arg("run").args(["--restarts", "20"]).arg("--dir").arg(&store);
-    if let Start::Ranks(ranks) = program.start {
-        command.args(["-n", &ranks.to_string()]);
+/// A program with a number of rounds, and what it finds natively.
+struct Case {
+    program: Program,
+    mode: &'static str,
+    seconds: u32,
+    words: Vec<String>,
+    expected: BTreeSet<String>,
+}
+
+impl Case {
+    /// Runs the program natively; `None` if it is skipped.
+    fn new(name: &str, mode: &'static str, seconds: u32) -> Option<Case> {
+        let program = Program::named(name);
+        let scratch = Scratch::new(mode, name);
+        let rounds = if seconds == 0 { program.rounds } else { rounds(&program, seconds, &scratch)? };
+        let words = prepared(&program, rounds)?;
+        let expected = results(&run_native(&program, &words, &scratch));
+        Some(Case { program, mode, seconds, words, expected })
     }
-    if let Some(interval) = interval {
-        command.args(["--interval", interval]);
+
+    /// Runs under Stillpoint with these settings of the environment.
+    fn run(
+        &self,
+        interval: Option<&str>,
+        settings: &[(&str, &str)],
+        disturb: &mut dyn FnMut(&mut Running, &Path),
+    ) -> Ended {
+        let name = self.program.name();
+        let scratch = Scratch::new(self.mode, name);
+        let stillpoint = built().join("stillpoint");
+        assert!(stillpoint.is_file(), "{} is not built; run `cargo xtask build`", stillpoint.display());
+        let store = scratch.0.join("checkpoints");
+        let mut command = Command::new(stillpoint);
+        command.arg("run").args(["--restarts", "20"]).arg("--dir").arg(&store);
+        if let Start::Ranks(ranks) = self.program.start {
+            command.args(["-n", &ranks.to_string()]);
+        }
+        if let Some(interval) = interval {
+            command.args(["--interval", interval]);
+        }
+        command.arg("--");
+        if self.mode == "chained" {
+            command.args(["sh", "-c", "exec env CHAINED=1 numactl --localalloc \"$@\"", "sh"]);
+        }
+        command.args(&self.words).envs(settings.iter().copied()).current_dir(&scratch.0);
+        let mut job = Running::start(machine(&mut command));
+        disturb(&mut job, &store);
+        let ended = job.wait(LIMIT + Duration::from_secs(4 * u64::from(self.seconds)));
+        let found = results(&ended);
+        assert_eq!(found, self.expected, "{name} {}: another result than the native run", self.mode);
+        ended
     }
-    command.arg("--");
-    if mode == "chained" {
-        command.args(["sh", "-c", "exec env CHAINED=1 numactl --localalloc \"$@\"", "sh"]);
-    }
-    command.args(&words).current_dir(&scratch.0);
-    let mut job = Running::start(machine(&mut command));
-    disturb(&mut job, &store);
-    let ended = job.wait(LIMIT + Duration::from_secs(4 * u64::from(seconds)));
-    let found = results(&ended);
-    assert_eq!(found, expected, "{name} {mode}: another result than the native run");
-    Some(ended)
 }
 
 /// The command line of the program; without it the test is skipped, by name.

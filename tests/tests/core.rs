@@ -8,6 +8,7 @@ stillpoint_tests::cases! {
         chained: count;
         checkpointed: count files signals threads fpu mmap exec children descriptors pending;
         killed: count files signals threads fpu mmap exec children descriptors pending;
+        slower: threads fpu;
         hammered: files signals threads mmap;
         generations: files threads pending;
     }

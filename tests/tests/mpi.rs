@@ -8,6 +8,7 @@ stillpoint_tests::cases! {
         chained: ring;
         checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction multiple beside f08 numpy_mpi lammps solver;
         killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction multiple beside f08 numpy_mpi lammps solver;
+        slower: ring openmp_mpi;
         hammered: many_kinds nbx comm late reduction;
         generations: ring many_kinds jacobi;
     }

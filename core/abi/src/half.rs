@@ -1,6 +1,8 @@
 //! The two pages at fixed addresses through which the halves of a rank know each other.
 //!
 //! ```text
+//!  0x0000_8000_0000  low     thread stacks and first mappings of the upper half (see `LOW_START`)
+//!  0x0000_e000_0000          control blocks that the lower half lends, never in an image
 //!  0x0fff_ff00_0000  Half    lower half's page: made anew at every start, never in an image
 //!  0x1000_0000_0000  Upper   upper half's page: the first bytes of the window, saved like all of it
 //!  0x1000_0010_0000  space   free intervals of the window (stillpoint-window)
@@ -16,6 +18,13 @@
 
 use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, AtomicUsize};
 
+/// Mappings of the upper half that may hold a thread control block: below 4 GiB, so that a segment descriptor can hold the
+/// address, and above what a program that is not position independent reaches.
+pub const LOW_START: usize = 0x8000_0000;
+/// End of them.
+pub const LOW_END: usize = 0xe000_0000;
+/// The control blocks that the lower half lends lie from [`LOW_END`] to here.
+pub const LENT_END: usize = 0xff00_0000;
 /// Address of the lower half's page.
 pub const HALF_ADDR: usize = 0x0fff_ff00_0000;
 /// Bytes reserved for [`Half`].
@@ -68,6 +77,8 @@ pub struct Half {
     pub magic: u64,
     /// 1: `wrfsbase` may be used; 0: `arch_prctl`.
     pub fsgsbase: u64,
+    /// 1: thread pointers below 4 GiB are set by loading a segment register, which is faster here than `wrfsbase`.
+    pub segments: AtomicU32,
     /// Targets of the fake vDSO: clock_gettime, gettimeofday, time, getcpu, clock_getres.
     pub vdso: [AtomicUsize; 8],
     /// Changes at every start; a cached lower thread pointer of another epoch is stale. Never 0.
@@ -184,8 +195,12 @@ pub struct ThreadRec {
     pub alt_size_flags: AtomicU64,
     /// Command for the thread that works at the still point; a futex.
     pub command: AtomicU32,
+    /// Selector whose descriptor has `fs` as its base, in `epoch`; 0: there is none.
+    pub upper_selector: AtomicU32,
+    /// The same for `lower_fs`.
+    pub lower_selector: AtomicU32,
     /// Not used yet.
-    pub spare: [AtomicU32; 13],
+    pub spare: [AtomicU32; 11],
 }
 
 /// What the application asked for with sigaction(2), in the kernel's layout.
@@ -406,6 +421,7 @@ const _: () = {
     assert!(size_of::<Half>() <= HALF_LEN);
     assert!(size_of::<Upper>() <= UPPER_LEN);
     assert!(size_of::<ThreadRec>() % 8 == 0);
+    assert!(LOW_START < LOW_END && LOW_END < LENT_END && LENT_END < 1 << 32);
     assert!(HALF_ADDR + HALF_LEN <= WINDOW_START);
     assert!(UPPER_ADDR + UPPER_LEN <= SPACE_ADDR);
     assert!(SPACE_ADDR + SPACE_LEN <= HOOKS_ADDR);

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use stillpoint_abi::half::{WINDOW_END, WINDOW_START};
+use stillpoint_abi::half::{LOW_END, LOW_START, WINDOW_END, WINDOW_START};
 use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Process, Region, Signals, Thread};
 use stillpoint_sys::raw::{getpid, monotonic_ns, nr};
 use stillpoint_sys::{arch, half, maps, sys, upper};
@@ -47,6 +47,7 @@ fn is_lower_fd(n: i32) -> bool {
 pub fn is_saved(start: usize) -> bool {
     let u = upper();
     (WINDOW_START..WINDOW_END).contains(&start)
+        || (LOW_START..LOW_END).contains(&start)
         || (u.exe_start.load(Relaxed)..u.exe_end.load(Relaxed)).contains(&(start as u64))
 }
 

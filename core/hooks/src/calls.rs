@@ -10,12 +10,14 @@ use crate::ids::{fork, is_other_process, leaving, me, own_pid, own_tid, with_rea
 use crate::space::{Locked, in_maps, patch_text};
 use crate::{fds, paths, wait};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
-use stillpoint_abi::half::{BRK_END, BRK_START, goodbye};
+use stillpoint_abi::half::{BRK_END, BRK_START, MAPS_START, goodbye};
 use stillpoint_sys::raw::{errno, nr};
 use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
 
 const MAP_FIXED: usize = 0x10;
+const MAP_ANONYMOUS: usize = 0x20;
 const MAP_32BIT: usize = 0x40;
+const MAP_STACK: usize = 0x2_0000;
 const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 const MREMAP_MAYMOVE: usize = 1;
 const MREMAP_FIXED: usize = 2;
@@ -118,6 +120,13 @@ pub(crate) extern "C" fn dispatch(r: &mut Regs, n: u32) -> isize {
     }
 }
 
+/// A thread's stack, whose end holds its control block, or what ld.so maps before the main thread has one: low addresses can
+/// be loaded faster ([`Half::segments`](stillpoint_abi::half::Half)).
+fn may_hold_control_block(r: &Regs) -> bool {
+    let small = |max| r.rsi <= max && r.r10 & MAP_ANONYMOUS != 0;
+    small(64 << 20) && r.r10 & MAP_STACK != 0 || small(1 << 20) && upper().threads[0].fs.load(Relaxed) == 0
+}
+
 fn mmap(r: &Regs) -> isize {
     if r.rsi == 0 || r.rsi > 1 << 46 {
         return pass(nr::MMAP, r);
@@ -135,11 +144,20 @@ fn mmap(r: &Regs) -> isize {
         let at = if r.rdi & 4095 == 0 && in_maps(r.rdi) && space.is_free(r.rdi, hint_end) {
             space.take(r.rdi, r.rsi);
             Some(r.rdi)
+        } else if may_hold_control_block(r) {
+            space.allot_low(r.rsi).or_else(|| space.allot(r.rsi))
         } else {
             space.allot(r.rsi)
         };
         let Some(at) = at else { return errno::ENOMEM };
-        let x = pass(nr::MMAP, &Regs { rdi: at, r10: (flags & !MAP_32BIT) | MAP_FIXED_NOREPLACE, ..*r });
+        let there =
+            |at| pass(nr::MMAP, &Regs { rdi: at, r10: (flags & !MAP_32BIT) | MAP_FIXED_NOREPLACE, ..*r });
+        let mut x = there(at);
+        if x == errno::EEXIST && at < MAPS_START {
+            // Somebody else's mapping; those addresses stay taken.
+            let Some(high) = space.allot(r.rsi) else { return errno::ENOMEM };
+            x = there(high);
+        }
         if x < 0 && x != errno::EEXIST {
             space.give(at, r.rsi);
         }

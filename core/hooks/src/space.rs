@@ -6,7 +6,8 @@
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use stillpoint_abi::half::{
-    HOOKS_ADDR, MAPS_START, SPACE_ADDR, SPACE_LEN, UPPER_ADDR, Upper, WINDOW_END, WINDOW_START,
+    HOOKS_ADDR, LOW_END, LOW_START, MAPS_START, SPACE_ADDR, SPACE_LEN, UPPER_ADDR, Upper, WINDOW_END,
+    WINDOW_START,
 };
 use stillpoint_sys::raw::{futex_wait, futex_wake_all, nr};
 use stillpoint_sys::{sys, upper};
@@ -54,6 +55,11 @@ impl Locked {
         self.with(|s| s.take_after(MAPS_START, len, align))
     }
 
+    /// The same below 4 GiB, while there is room.
+    pub(crate) fn allot_low(&mut self, len: usize) -> Option<usize> {
+        self.with(|s| s.take_within(LOW_START, LOW_END, len, 4096))
+    }
+
     fn allot_after(&mut self, from: usize, len: usize) -> Option<usize> {
         self.with(|s| s.take_after(from, len, 4096))
     }
@@ -70,7 +76,8 @@ impl Locked {
     }
 
     pub(crate) fn give(&mut self, start: usize, len: usize) {
-        let end = (start.saturating_add(len + 4095) & !4095).min(WINDOW_END);
+        let end =
+            (start.saturating_add(len + 4095) & !4095).min(if is_low(start) { LOW_END } else { WINDOW_END });
         if in_maps(start) {
             self.with(|s| s.give(start, end));
         }
@@ -88,15 +95,20 @@ impl Drop for Locked {
     }
 }
 
+fn is_low(addr: usize) -> bool {
+    (LOW_START..LOW_END).contains(&addr)
+}
+
 /// True for addresses that the table of intervals rules over.
 pub(crate) fn in_maps(addr: usize) -> bool {
-    (MAPS_START..WINDOW_END).contains(&addr)
+    (MAPS_START..WINDOW_END).contains(&addr) || is_low(addr)
 }
 
 /// True for any address of the upper half.
 pub(crate) fn is_upper(addr: usize) -> bool {
     let u = upper();
     (WINDOW_START..WINDOW_END).contains(&addr)
+        || is_low(addr)
         || (u.exe_start.load(Relaxed)..u.exe_end.load(Relaxed)).contains(&(addr as u64))
 }
 

@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use stillpoint_abi::half::{
-    HALF_ADDR, HALF_LEN, HOOKS_ADDR, MAGIC, MAPS_START, SPACE_ADDR, SPACE_LEN, STILL_ADDR, STILL_LEN,
-    UPPER_ADDR, UPPER_LEN, WINDOW_END,
+    HALF_ADDR, HALF_LEN, HOOKS_ADDR, LOW_END, LOW_START, MAGIC, MAPS_START, SPACE_ADDR, SPACE_LEN,
+    STILL_ADDR, STILL_LEN, UPPER_ADDR, UPPER_LEN, WINDOW_END,
 };
 use stillpoint_sys::raw::nr;
 use stillpoint_sys::{sys, upper};
@@ -57,7 +57,10 @@ pub fn map_upper() -> Result<(), Error> {
     map("the still stack", STILL_ADDR, STILL_LEN, 3, ANON | NOREPLACE | NORESERVE, -1, 0)?;
     // SAFETY: as in `map_half`.
     unsafe { std::ptr::with_exposed_provenance_mut::<u64>(UPPER_ADDR).write(MAGIC) };
-    with_space(|s| s.give(MAPS_START, WINDOW_END));
+    with_space(|s| {
+        s.give(LOW_START, LOW_END);
+        s.give(MAPS_START, WINDOW_END);
+    });
     upper().brk.store(stillpoint_abi::half::BRK_START as u64, Relaxed);
     Ok(())
 }

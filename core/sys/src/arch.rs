@@ -38,6 +38,16 @@ pub unsafe fn set_fs(v: u64) {
     }
 }
 
+/// Sets the calling thread's FS base to that of a descriptor in the LDT.
+///
+/// # Safety
+/// As for [`set_fs`], of the descriptor's base.
+#[inline(always)]
+pub unsafe fn load_fs(selector: u32) {
+    // SAFETY: the caller answers for the descriptor.
+    unsafe { asm!("mov fs, {0:e}", in(reg) selector, options(nostack, preserves_flags)) };
+}
+
 /// `%fs:0x10`, which holds the thread pointer itself in every glibc thread (x86-64 psABI TLS variant II, TCB.self).
 #[inline(always)]
 pub fn thread_self() -> u64 {

@@ -104,6 +104,7 @@ pub mod nr {
     pub const EXECVEAT: usize = 322;
     pub const USERFAULTFD: usize = 323;
     pub const MEMBARRIER: usize = 324;
+    pub const MODIFY_LDT: usize = 154;
     pub const RSEQ: usize = 334;
     pub const PIDFD_OPEN: usize = 434;
     pub const CLONE3: usize = 435;

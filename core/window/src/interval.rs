@@ -102,12 +102,17 @@ impl Space<'_> {
 
     /// Takes `len` bytes at a multiple of `align`, at the first place at or after `from` where they fit.
     pub fn take_after(&mut self, from: usize, len: usize, align: usize) -> Option<usize> {
+        self.take_within(from, usize::MAX, len, align)
+    }
+
+    /// The same, ending at or before `to`.
+    pub fn take_within(&mut self, from: usize, to: usize, len: usize, align: usize) -> Option<usize> {
         let len = page_up(len)?;
         let align = align.max(PAGE);
         for k in self.index(from)..self.len {
             let i = self.slots[k];
             let at = i.start.max(from).checked_next_multiple_of(align)?;
-            if at.checked_add(len)? <= i.end {
+            if at.checked_add(len)? <= i.end.min(to) {
                 self.take(at, at + len);
                 return Some(at);
             }
@@ -160,6 +165,18 @@ mod tests {
             }
             assert!(s.slots[..s.len].windows(2).all(|w| w[0].end < w[1].start), "sorted and apart");
         }
+    }
+
+    #[test]
+    fn a_bound_is_kept() {
+        let mut slots = vec![Interval { start: 0, end: 0 }; 8];
+        let mut s = Space { slots: &mut slots, len: 0 };
+        s.give(PAGE, 3 * PAGE);
+        s.give(4 * PAGE, 9 * PAGE);
+        assert_eq!(s.take_within(PAGE, 6 * PAGE, 3 * PAGE, PAGE), None);
+        assert_eq!(s.take_within(PAGE, 6 * PAGE, 2 * PAGE, PAGE), Some(PAGE));
+        assert_eq!(s.take_within(PAGE, 6 * PAGE, 2 * PAGE, PAGE), Some(4 * PAGE));
+        assert_eq!(s.take_within(PAGE, 6 * PAGE, PAGE, PAGE), None);
     }
 
     #[test]

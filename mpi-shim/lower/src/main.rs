@@ -17,6 +17,7 @@ mod launch;
 mod link;
 mod mail;
 mod restart;
+mod segment;
 mod still;
 mod tcb;
 mod wait;

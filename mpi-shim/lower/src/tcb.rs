@@ -1,10 +1,11 @@
 //! Lends lower thread control blocks to upper threads. *Lower half*; [`acquire`] is called on the upper thread pointer,
 //! so it uses futexes and raw calls only.
 //!
-//! The main thread has the one that the kernel's start gave it. Every other upper thread borrows that of a parked lower
-//! thread, made by the factory thread; it is given back when a new borrower finds the old one dead.
+//! An upper thread borrows that of a parked lower thread, made by the factory thread; it is given back when a new borrower
+//! finds the old one dead. Without segments ([`segment`]) the main thread has the one that the kernel's start gave it.
 #![allow(unsafe_code, reason = "runs without TLS on the upper thread pointer")]
 
+use crate::segment;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize};
 use stillpoint_abi::half::{LowerSlot, MAX_THREADS, ThreadRec};
@@ -34,6 +35,7 @@ thread_local! {
 pub(crate) fn start() -> std::io::Result<()> {
     MAIN_TID.store(gettid(), Relaxed);
     MAIN_FS.store(arch::fs(), Relaxed);
+    half().segments.store(u32::from(segment::pays()), Relaxed);
     std::thread::Builder::new().name("stillpoint-tcb".into()).stack_size(64 << 10).spawn(factory)?;
     Ok(())
 }
@@ -55,32 +57,41 @@ fn factory() {
             futex_wait(&WANT, done);
         }
         done = done.wrapping_add(1);
-        let r = std::thread::Builder::new().stack_size(64 << 10).spawn(|| {
-            if let Some(l) = POOL.iter().find(|l| l.fs.load(Relaxed) == 0) {
-                l.fs.store(arch::fs(), Release);
-            }
-            MADE.fetch_add(1, Release);
-            futex_wake_all(&MADE);
-            let never = AtomicU32::new(0);
-            loop {
-                futex_wait(&never, 0);
-            }
-        });
-        if r.is_err() {
+        let low = half().segments.load(Relaxed) != 0 && segment::spawn(lent);
+        let ordinary = || {
+            let stack = std::thread::Builder::new().stack_size(64 << 10);
+            stack.spawn(|| {
+                lent(std::ptr::null_mut());
+            })
+        };
+        if !low && ordinary().is_err() {
             MADE.fetch_add(1, Release);
             futex_wake_all(&MADE);
         }
     }
 }
 
-fn lend(tid: i32) -> Option<u64> {
-    POOL.iter().filter(|l| l.fs.load(Acquire) != 0).find_map(|l| {
+/// A thread that does nothing but own its control block.
+extern "C" fn lent(_: *mut libc::c_void) -> *mut libc::c_void {
+    if let Some(l) = POOL.iter().find(|l| l.fs.load(Relaxed) == 0) {
+        l.fs.store(arch::fs(), Release);
+    }
+    MADE.fetch_add(1, Release);
+    futex_wake_all(&MADE);
+    let never = AtomicU32::new(0);
+    loop {
+        futex_wait(&never, 0);
+    }
+}
+
+fn lend(tid: i32) -> Option<(u64, u32)> {
+    (0..).zip(&POOL).filter(|(_, l)| l.fs.load(Acquire) != 0).find_map(|(i, l)| {
         let holder = l.tid.load(Relaxed);
         // SAFETY: signal 0 only asks whether the thread lives.
         let free = holder == 0 || holder == tid || unsafe { sys!(nr::TGKILL, getpid(), holder, 0) } < 0;
         free.then(|| {
             l.tid.store(tid, Relaxed);
-            l.fs.load(Relaxed)
+            (l.fs.load(Relaxed), i)
         })
     })
 }
@@ -90,15 +101,16 @@ pub(crate) extern "C" fn acquire(rec: *mut ThreadRec) -> u64 {
     // SAFETY: records lie in the upper page for ever.
     let rec = unsafe { &*rec };
     let tid = gettid();
-    let fs = if tid == MAIN_TID.load(Relaxed) {
-        MAIN_FS.load(Relaxed)
+    let segments = half().segments.load(Relaxed) != 0;
+    let (fs, at) = if tid == MAIN_TID.load(Relaxed) && !segments {
+        (MAIN_FS.load(Relaxed), 0)
     } else {
         while LOCK.swap(1, AcqRel) != 0 {
             futex_wait(&LOCK, 1);
         }
-        let fs = loop {
-            if let Some(fs) = lend(tid) {
-                break fs;
+        let lent = loop {
+            if let Some(l) = lend(tid) {
+                break l;
             }
             let made = MADE.load(Acquire);
             WANT.fetch_add(1, Release);
@@ -109,7 +121,7 @@ pub(crate) extern "C" fn acquire(rec: *mut ThreadRec) -> u64 {
         };
         LOCK.store(0, Release);
         futex_wake_all(&LOCK);
-        fs
+        lent
     };
     let slot = usize::try_from(fs.wrapping_add(half().slot_offset)).unwrap_or(0);
     // SAFETY: a lower thread's slot lies at this offset from its thread pointer.
@@ -117,6 +129,13 @@ pub(crate) extern "C" fn acquire(rec: *mut ThreadRec) -> u64 {
         .rec
         .store(std::ptr::from_ref(rec).expose_provenance(), Relaxed);
     rec.lower_fs.store(fs, Relaxed);
+    let (mut low, mut up) = (0, 0);
+    if segments {
+        low = segment::describe(2 * at, fs);
+        up = segment::describe(2 * at + 1, rec.fs.load(Relaxed));
+    }
+    rec.lower_selector.store(low, Relaxed);
+    rec.upper_selector.store(up, Relaxed);
     rec.epoch.store(half().epoch.load(Relaxed), Release);
     debug_assert!(upper().n_threads.load(Relaxed) > 0);
     fs
