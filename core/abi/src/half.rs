@@ -193,7 +193,7 @@ pub struct ThreadRec {
     pub alt_sp: AtomicU64,
     /// ss_size; the high 32 bits hold ss_flags.
     pub alt_size_flags: AtomicU64,
-    /// Command for the thread that works at the still point; a futex.
+    /// One of [`parked`], while the thread stands still; a futex.
     pub command: AtomicU32,
     /// Selector whose descriptor has `fs` as its base, in `epoch`; 0: there is none.
     pub upper_selector: AtomicU32,
@@ -201,6 +201,14 @@ pub struct ThreadRec {
     pub lower_selector: AtomicU32,
     /// Not used yet.
     pub spare: [AtomicU32; 11],
+}
+
+/// [`ThreadRec::command`]: what a parked thread is told. 0: stay.
+pub mod parked {
+    /// Run on.
+    pub const GO: u32 = u32::MAX;
+    /// Work on [`super::Half::still_cmd`].
+    pub const LEAD: u32 = 1;
 }
 
 /// What the application asked for with sigaction(2), in the kernel's layout.
@@ -296,7 +304,7 @@ pub struct Upper {
     pub generation: AtomicU32,
     /// Restarts that this process image has gone through.
     pub restarts: AtomicU32,
-    /// 1 while a child process of the application is known to live (fork without wait): decided from /proc.
+    /// Collective clocks in use are below this index.
     pub n_clocks: AtomicU32,
     /// Lock of `exe` strings and other rare things.
     pub lock: AtomicU32,
@@ -338,6 +346,13 @@ pub struct Upper {
     pub n_excluded: AtomicU32,
 }
 
+impl Upper {
+    /// Path of the application's executable, without its zero.
+    pub fn exe(&self) -> &[u8] {
+        self.exe_path.split(|c| *c == 0).next().unwrap_or(&[])
+    }
+}
+
 /// Commands to the front ([`Upper::front_still`]) at the still point. They run on one parked thread's own thread pointer and
 /// on the still stack, at depth 1, while every thread of the rank stands still.
 pub mod still {
@@ -359,8 +374,7 @@ pub mod still {
 
 /// Argument of a command at the still point.
 ///
-/// Lists of messages to and from peers are a sequence of records: `u32` rank, `u32` length, bytes (little endian,
-/// padded to 4).
+/// Lists of messages to and from peers are a sequence of [`crate::records`].
 #[repr(C)]
 #[derive(Debug)]
 pub struct StillArg {
@@ -403,6 +417,8 @@ pub mod goodbye {
     pub const ABORT: u32 = 1;
     /// MPI_Finalize has completed; the rank takes no further part in checkpoints of MPI state.
     pub const FINALIZED: u32 = 2;
+    /// The process is about to become another program, by execve.
+    pub const EXEC: u32 = 3;
 }
 
 /// `request` verbs (capi).

@@ -3,11 +3,13 @@
 //!
 //! - [`half`]: the two shared pages, [`half::Half`] (lower half's, made anew at each start) and [`half::Upper`]
 //!   (upper half's, saved in the image).
-//! - [`ids`]: [`ids::Rank`], [`ids::CkptId`], [`ids::RunId`].
+//! - [`ids`]: [`ids::Rank`], [`ids::CkptId`], [`ids::Incarnation`].
+//! - [`records`]: lists of messages to and from peers, as the halves hand them to each other.
 //! - [`stage`]: the stages of a checkpoint, in order.
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod half;
 pub mod ids;
+pub mod records;
 pub mod stage;

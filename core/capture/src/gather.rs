@@ -329,10 +329,9 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
         m
     };
     let realtime = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let exe: Vec<u8> = u.exe_path.iter().copied().take_while(|c| *c != 0).collect();
     Ok(Meta {
         process: Process {
-            exe,
+            exe: u.exe().to_vec(),
             argv: Vec::new(),
             envp: Vec::new(),
             cwd: std::env::current_dir().map(|d| d.as_os_str().as_bytes().to_vec()).unwrap_or_default(),

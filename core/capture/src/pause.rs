@@ -5,12 +5,9 @@
 #![allow(unsafe_code, reason = "sends signals by thread id")]
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use stillpoint_abi::half::{FLAG_STOP, STOP_SIGNAL, ThreadRec};
+use stillpoint_abi::half::{FLAG_STOP, STOP_SIGNAL, ThreadRec, parked};
 use stillpoint_sys::raw::{errno, futex_wait_for, futex_wake_all, getpid, monotonic_ns, nr};
 use stillpoint_sys::{half, sys, upper};
-
-/// [`ThreadRec::command`]: run on.
-const GO: u32 = u32::MAX;
 
 /// Threads of the upper half that live.
 pub fn threads() -> impl Iterator<Item = &'static ThreadRec> {
@@ -63,7 +60,7 @@ pub fn resume() {
     half().flags.fetch_and(!FLAG_STOP, SeqCst);
     for t in threads() {
         if t.parked.load(Acquire) != 0 {
-            t.command.store(GO, Release);
+            t.command.store(parked::GO, Release);
             futex_wake_all(&t.command);
         }
     }

@@ -48,11 +48,8 @@ fn decide(f: Facts, direct: bool) -> Result<bool, String> {
 
 /// Most bytes that an image of these regions can have: what is in memory or swapped out, and private file mappings whole.
 fn estimate(regions: &[Region]) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = |key: &str| -> u64 {
-        let line = status.lines().find_map(|l| l.strip_prefix(key));
-        line.and_then(|v| v.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
-    };
+    let status = read(Path::new("/proc/self/status"));
+    let kib = |key: &str| entry(&status, key);
     let files: u64 = regions.iter().filter(|r| r.inode != 0).map(|r| r.end - r.start).sum();
     let all: u64 = regions.iter().map(|r| r.end - r.start).sum();
     let used = (kib("RssAnon:") + kib("RssShmem:") + kib("VmSwap:")) * 1024;
@@ -61,13 +58,16 @@ fn estimate(regions: &[Region]) -> u64 {
     pages + pages / 256 + (4 << 20)
 }
 
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
 fn word(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// A line `key value` of a file.
-fn entry(path: &Path, key: &str) -> u64 {
-    let text = fs::read_to_string(path).unwrap_or_default();
+/// The value of a line `key value`, without its unit.
+fn entry(text: &str, key: &str) -> u64 {
     let found =
         text.lines().find_map(|l| l.strip_prefix(key)?.trim().trim_end_matches("kB").trim().parse().ok());
     found.unwrap_or(0)
@@ -80,7 +80,7 @@ fn left_by_group(top: &Path, below: &str, names: [&str; 2], cache: &str) -> u64 
     while at.starts_with(top) {
         // "max" is no number: no limit.
         if let (Some(limit), Some(used)) = (word(&at.join(names[0])), word(&at.join(names[1]))) {
-            let idle = entry(&at.join("memory.stat"), cache);
+            let idle = entry(&read(&at.join("memory.stat")), cache);
             left = left.min(limit.saturating_sub(used.saturating_sub(idle)));
         }
         if !at.pop() {
@@ -91,11 +91,11 @@ fn left_by_group(top: &Path, below: &str, names: [&str; 2], cache: &str) -> u64 
 }
 
 fn memory_left() -> u64 {
-    let mut left = entry(Path::new("/proc/meminfo"), "MemAvailable:").saturating_mul(1024);
+    let mut left = entry(&read(Path::new("/proc/meminfo")), "MemAvailable:").saturating_mul(1024);
     if left == 0 {
         left = u64::MAX;
     }
-    for line in fs::read_to_string("/proc/self/cgroup").unwrap_or_default().lines() {
+    for line in read(Path::new("/proc/self/cgroup")).lines() {
         let mut parts = line.splitn(3, ':').skip(1);
         let (Some(kind), Some(path)) = (parts.next(), parts.next()) else { continue };
         let group = if kind.is_empty() {

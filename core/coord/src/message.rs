@@ -85,13 +85,13 @@ pub enum Leaving {
 }
 
 impl Leaving {
-    /// From the numbers of [`stillpoint_abi::half::goodbye`]; 3 is an execve. An unknown kind is an exit.
+    /// From the numbers of [`stillpoint_abi::half::goodbye`]. An unknown kind is an exit.
     pub fn from_kind(kind: u32, status: i32) -> Self {
         use stillpoint_abi::half::goodbye;
         match kind {
             goodbye::ABORT => Leaving::Abort(status),
             goodbye::FINALIZED => Leaving::Finalized,
-            3 => Leaving::Exec,
+            goodbye::EXEC => Leaving::Exec,
             _ => Leaving::Exit(status),
         }
     }

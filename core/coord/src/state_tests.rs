@@ -6,6 +6,7 @@
 
 use super::*;
 use crate::client::{Client, ClientAction, Local};
+use crate::message::{Clock, Leaving};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 

@@ -24,7 +24,8 @@ fn is_lower(n: usize) -> bool {
     marked(n as u32 as usize) && !is_other_process()
 }
 
-fn ours(x: isize) -> isize {
+/// The result of a call that has given a descriptor to the application.
+pub(crate) fn given(x: isize) -> isize {
     if let Ok(n) = usize::try_from(x)
         && is_lower(n)
         && let Some((w, b)) = bit(n)
@@ -64,40 +65,14 @@ pub(crate) fn call(n: usize, r: &Regs, pass: impl Fn(&Regs) -> isize) -> Option<
     const F_DUPFD: usize = 0;
     const F_DUPFD_CLOEXEC: usize = 1030;
     Some(match n {
-        nr::CLOSE => {
-            if is_lower(r.rdi) {
-                errno::EBADF
-            } else {
-                pass(r)
-            }
-        }
-        nr::DUP => {
-            if is_lower(r.rdi) {
-                errno::EBADF
-            } else {
-                ours(pass(r))
-            }
-        }
-        nr::DUP2 | nr::DUP3 => {
-            if is_lower(r.rdi) {
-                errno::EBADF
-            } else if is_lower(r.rsi) {
-                errno::EBUSY
-            } else {
-                pass(r)
-            }
-        }
-        nr::FCNTL => {
-            if is_lower(r.rdi) {
-                errno::EBADF
-            } else if matches!(r.rsi, F_DUPFD | F_DUPFD_CLOEXEC) {
-                ours(pass(r))
-            } else {
-                pass(r)
-            }
-        }
+        nr::CLOSE | nr::DUP | nr::DUP2 | nr::DUP3 | nr::FCNTL if is_lower(r.rdi) => errno::EBADF,
+        nr::DUP2 | nr::DUP3 if is_lower(r.rsi) => errno::EBUSY,
+        nr::CLOSE | nr::DUP2 | nr::DUP3 => pass(r),
+        nr::FCNTL if !matches!(r.rsi, F_DUPFD | F_DUPFD_CLOEXEC) => pass(r),
         nr::CLOSE_RANGE => close_range(r, pass),
-        nr::SOCKET
+        nr::DUP
+        | nr::FCNTL
+        | nr::SOCKET
         | nr::ACCEPT
         | nr::ACCEPT4
         | nr::EVENTFD2
@@ -106,7 +81,7 @@ pub(crate) fn call(n: usize, r: &Regs, pass: impl Fn(&Regs) -> isize) -> Option<
         | nr::TIMERFD_CREATE
         | nr::SIGNALFD4
         | nr::INOTIFY_INIT1
-        | nr::PIDFD_OPEN => ours(pass(r)),
+        | nr::PIDFD_OPEN => given(pass(r)),
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
             let x = pass(r);
             let at = if n == nr::SOCKETPAIR { r.r10 } else { r.rdi };
@@ -114,16 +89,11 @@ pub(crate) fn call(n: usize, r: &Regs, pass: impl Fn(&Regs) -> isize) -> Option<
                 // SAFETY: the kernel has just written two numbers there.
                 let two = unsafe { with_exposed_provenance::<[i32; 2]>(at).read_unaligned() };
                 for n in two {
-                    ours(n as isize);
+                    given(n as isize);
                 }
             }
             x
         }
         _ => return None,
     })
-}
-
-/// A descriptor that the kernel has just given to the application.
-pub(crate) fn given(x: isize) -> isize {
-    ours(x)
 }

@@ -174,10 +174,7 @@ pub(crate) fn link(path: usize, buf: usize, room: usize, f: impl FnOnce(usize) -
         n as isize
     };
     match meaning(given.get(..len).unwrap_or(&[]), &mut to) {
-        Meaning::Exe => {
-            let exe = &upper().exe_path;
-            copy(exe.split(|c| *c == 0).next().unwrap_or(&[]))
-        }
+        Meaning::Exe => copy(upper().exe()),
         Meaning::Own => {
             to.len = 0;
             to.number(own_pid() as usize);

@@ -14,14 +14,9 @@
 use crate::space::is_upper;
 use core::arch::global_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use stillpoint_abi::half::{FLAG_STOP, LowerSlot, STILL_ADDR, STILL_LEN, ThreadRec};
+use stillpoint_abi::half::{FLAG_STOP, LowerSlot, STILL_ADDR, STILL_LEN, ThreadRec, parked};
 use stillpoint_sys::raw::{futex_wait, futex_wake_all, nr};
 use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
-
-/// [`ThreadRec::command`]: run on.
-pub(crate) const GO: u32 = u32::MAX;
-/// [`ThreadRec::command`]: work on `Half::still_cmd`.
-const LEAD: u32 = 1;
 
 /// Offset of rip in the kernel's `ucontext_t` (asm/sigcontext.h: uc_flags, uc_link, uc_stack, then r8 … rip).
 const UC_RIP: usize = 40 + 16 * 8;
@@ -89,9 +84,9 @@ extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
     futex_wake_all(&rec.parked);
     loop {
         match rec.command.load(Acquire) {
-            GO => break,
+            parked::GO => break,
             _ if half().flags.load(Acquire) & FLAG_STOP == 0 => break,
-            LEAD => lead(rec),
+            parked::LEAD => lead(rec),
             c => futex_wait(&rec.command, c),
         }
     }
@@ -118,7 +113,7 @@ fn lead(rec: &ThreadRec) {
         };
         rec.depth.fetch_sub(1, SeqCst);
     }
-    let _ = rec.command.compare_exchange(LEAD, 0, SeqCst, Relaxed);
+    let _ = rec.command.compare_exchange(parked::LEAD, 0, SeqCst, Relaxed);
     h.still_result.store(r as i64, SeqCst);
     h.still_done.fetch_add(1, SeqCst);
     futex_wake_all(&h.still_done);

@@ -6,8 +6,8 @@
 //! half. And an operation's callback arrives here, on the lower thread pointer, and goes up in [`up`].
 #![allow(unsafe_code, reason = "loads a library and calls by address")]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::os::unix::ffi::OsStringExt;
+use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_void};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -15,8 +15,7 @@ use stillpoint_abi::half::ThreadRec;
 use stillpoint_mpi_table::{
     Fn, Helper, MAX_OPS, NAMES, PREDEFINED, PREDEFINED_SYMBOLS, PROFILING_NAMES, helper_slot, predefined_slot,
 };
-use stillpoint_sys::raw::nr;
-use stillpoint_sys::{arch, half, sys, upper};
+use stillpoint_sys::{arch, half, upper};
 
 const LIBRARY: &str = "libmpi.so.40";
 
@@ -32,10 +31,9 @@ fn last_error() -> String {
 fn candidates() -> Vec<PathBuf> {
     let mut all: Vec<PathBuf> =
         std::env::var_os("STILLPOINT_LIBMPI").into_iter().map(PathBuf::from).collect();
-    let exe: Vec<u8> = upper().exe_path.iter().copied().take_while(|c| *c != 0).collect();
-    let exe = PathBuf::from(std::ffi::OsString::from_vec(exe));
+    let exe = Path::new(OsStr::from_bytes(upper().exe()));
     let origin = exe.parent().unwrap_or(Path::new("/"));
-    let file = std::fs::read(&exe).unwrap_or_default();
+    let file = std::fs::read(exe).unwrap_or_default();
     if let Ok(e) = stillpoint_loader::elf::parse(&file) {
         let found = stillpoint_loader::elf::run_path(&file, &e, origin).into_iter().map(|d| d.join(LIBRARY));
         all.extend(found.filter(|p| p.is_file()));
@@ -63,12 +61,26 @@ fn find(lib: *mut c_void, name: &CStr) -> usize {
     unsafe { libc::dlsym(lib, name.as_ptr()) }.expose_provenance()
 }
 
+/// All signals are blocked on the calling thread while it lives.
+struct Blocked(u64);
+
+impl Blocked {
+    fn all() -> Blocked {
+        Blocked(crate::launch::block_all_signals())
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        crate::launch::swap_mask(self.0);
+    }
+}
+
 /// Loads the library and fills the slots. 0 is success.
 pub(crate) extern "C" fn load() -> i32 {
-    let mask = crate::launch::block_all_signals();
+    let blocked = Blocked::all();
     let r = fill();
-    // SAFETY: puts back the caller's mask.
-    unsafe { sys!(nr::RT_SIGPROCMASK, 2, &raw const mask, 0, 8) };
+    drop(blocked);
     match r {
         Ok(()) => 0,
         Err(e) => {
@@ -106,7 +118,6 @@ fn fill() -> Result<(), String> {
     h.back[Fn::MPI_Init_thread as usize].store((init_thread as *const ()).expose_provenance(), Relaxed);
     h.back[helper_slot(Helper::OpTrampoline)]
         .store((op_trampoline as *const ()).expose_provenance(), Relaxed);
-    h.back[helper_slot(Helper::UpCall)].store((up_call as *const ()).expose_provenance(), Relaxed);
     h.back_loaded.store(1, Release);
     Ok(())
 }
@@ -127,19 +138,16 @@ unsafe extern "C" fn init_thread(
     provided: *mut c_int,
 ) -> c_int {
     type F = unsafe extern "C" fn(*mut c_int, *mut *mut *mut c_char, c_int, *mut c_int) -> c_int;
-    let mask = crate::launch::block_all_signals();
+    let _blocked = Blocked::all();
     // SAFETY: the library's function of this prototype, called on the lower thread pointer.
-    let code = unsafe {
+    unsafe {
         let f: F = std::mem::transmute(INIT_THREAD.load(Relaxed));
         f(argc, argv, required, provided)
-    };
-    // SAFETY: puts back the caller's mask.
-    unsafe { sys!(nr::RT_SIGPROCMASK, 2, &raw const mask, 0, 8) };
-    code
+    }
 }
 
 /// Runs `f` on the upper thread pointer of the calling thread, on top of the library's frames.
-fn up<R>(f: impl FnOnce() -> R) -> R {
+fn up(f: impl FnOnce()) {
     let slot = crate::tcb::slot();
     let rec = std::ptr::with_exposed_provenance::<ThreadRec>(slot);
     if rec.is_null() {
@@ -154,10 +162,9 @@ fn up<R>(f: impl FnOnce() -> R) -> R {
         let low = arch::fs();
         rec.above_lower.fetch_add(1, SeqCst);
         arch::set_fs(rec.fs.load(Relaxed));
-        let r = f();
+        f();
         arch::set_fs(low);
         rec.above_lower.fetch_sub(1, SeqCst);
-        r
     }
 }
 
@@ -195,11 +202,4 @@ static OPERATIONS: [UserFunction; MAX_OPS as usize] = sixteen!(0 1 2 3 4 5 6 7 8
 extern "C" fn op_trampoline(slot: u32, dispatch: usize) -> usize {
     DISPATCH.store(dispatch, Relaxed);
     OPERATIONS.get(slot as usize).map_or(0, |f| (*f as *const ()).expose_provenance())
-}
-
-/// Calls `f(a)` upstairs.
-extern "C" fn up_call(f: usize, a: *const [usize; 6]) -> usize {
-    // SAFETY: the front gave this address for this prototype.
-    let f: extern "C" fn(*const [usize; 6]) -> usize = unsafe { std::mem::transmute(f) };
-    up(|| f(a))
 }

@@ -54,7 +54,7 @@ fn set(n: c_int, to: bool) {
 }
 
 /// Notes a descriptor of the lower half.
-pub(crate) fn note(n: c_int) {
+fn note(n: c_int) {
     set(n, true);
 }
 
@@ -126,13 +126,13 @@ instead! {
 }
 
 macro_rules! pairs {
-    ($($name:ident($($a:ident: $t:ty),*; $two:ident) = $nr:literal($($v:expr),*);)*) => { $(
+    ($two:ident: $($name:ident($($a:ident: $t:ty),*) = $nr:literal($($v:expr),*);)*) => { $(
         #[doc = concat!("libc's ", stringify!($name), ", with a note.")]
         ///
         /// # Safety
         /// As libc's.
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($a: $t,)* $two: *mut c_int) -> c_int {
+        unsafe extern "C" fn $name($($a: $t),*) -> c_int {
             // SAFETY: the caller's arguments, as the kernel wants them; both descriptors are written on success.
             unsafe {
                 let r = result(sys!($nr, $($v),*));
@@ -146,25 +146,10 @@ macro_rules! pairs {
     )* };
 }
 pairs! {
-    pipe(; two) = 293(two, 0);
-    socketpair(domain: c_int, kind: c_int, protocol: c_int; two) = 53(domain, kind, protocol, two);
-}
-
-/// libc's pipe2, with a note.
-///
-/// # Safety
-/// As libc's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn pipe2(two: *mut c_int, flags: c_int) -> c_int {
-    // SAFETY: as in `pairs`.
-    unsafe {
-        let r = result(sys!(293, two, flags));
-        if r == 0 {
-            note(*two);
-            note(*two.add(1));
-        }
-        r
-    }
+    two:
+    pipe(two: *mut c_int) = 293(two, 0);
+    pipe2(two: *mut c_int, flags: c_int) = 293(two, flags);
+    socketpair(domain: c_int, kind: c_int, protocol: c_int, two: *mut c_int) = 53(domain, kind, protocol, two);
 }
 
 /// libc's close, which ends the note.

@@ -6,7 +6,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Relaxed, Release};
-use stillpoint_abi::half::{HALF_ADDR, Half};
+use stillpoint_abi::half::{HALF_ADDR, Half, goodbye};
 use stillpoint_loader::{Error as LoadError, place, stack, vdso};
 use stillpoint_sys::raw::{getpid, gettid, monotonic_ns, nr};
 use stillpoint_sys::{half, sys, upper};
@@ -97,11 +97,16 @@ pub(crate) fn part(name: &'static str) -> Result<PathBuf, Error> {
     if p.is_file() { Ok(p) } else { Err(Error::Missing { name, dir }) }
 }
 
-pub(crate) fn block_all_signals() -> u64 {
-    let (all, mut old) = (u64::MAX, 0u64);
+/// Sets the calling thread's signal mask. The one it had.
+pub(crate) fn swap_mask(mask: u64) -> u64 {
+    let mut old = 0u64;
     // SAFETY: SIG_SETMASK (2) reads and writes 8-byte sets.
-    unsafe { sys!(nr::RT_SIGPROCMASK, 2, &raw const all, &raw mut old, 8) };
+    unsafe { sys!(nr::RT_SIGPROCMASK, 2, &raw const mask, &raw mut old, 8) };
     old
+}
+
+pub(crate) fn block_all_signals() -> u64 {
+    swap_mask(u64::MAX)
 }
 
 fn vdso_functions() -> Vec<usize> {
@@ -161,28 +166,33 @@ pub(crate) fn fill_vdso_gaps() {
 /// The upper half's LD_PRELOAD as the user wants it; the front, which stands before it, puts it back.
 const USER_PRELOAD: &str = "STILLPOINT_USER_PRELOAD";
 
+fn setting(key: &[u8], value: &[u8]) -> Vec<u8> {
+    [key, b"=", value].concat()
+}
+
+/// Our environment as `key=value`, as far as the keys are wanted.
+pub(crate) fn settings(wanted: impl Fn(&OsStr) -> bool) -> impl Iterator<Item = CString> {
+    let all = std::env::vars_os().filter(move |(k, _)| wanted(k));
+    all.filter_map(|(k, v)| CString::new(setting(k.as_bytes(), v.as_bytes())).ok())
+}
+
 /// The environment of the application: ours, with the front before what the user has preloaded.
 fn environment() -> Vec<Vec<u8>> {
     let user =
         std::env::var_os(USER_PRELOAD).or_else(|| std::env::var_os("LD_PRELOAD")).filter(|v| !v.is_empty());
-    let mut envp: Vec<Vec<u8>> = std::env::vars_os()
-        .filter(|(k, _)| k != "LD_PRELOAD" && k != USER_PRELOAD)
-        .map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat())
-        .collect();
+    let mut envp: Vec<Vec<u8>> =
+        settings(|k| k != "LD_PRELOAD" && k != USER_PRELOAD).map(CString::into_bytes).collect();
     let front = part("libstillpoint_mpi_ompi.so").ok();
     let all: Vec<&OsStr> = front.as_deref().map(Path::as_os_str).into_iter().chain(user.as_deref()).collect();
     if !all.is_empty() {
         let joined: Vec<&[u8]> = all.iter().map(|p| p.as_bytes()).collect();
-        envp.push([b"LD_PRELOAD=", joined.join(&b':').as_slice()].concat());
+        envp.push(setting(b"LD_PRELOAD", &joined.join(&b':')));
     }
     if let Some(u) = user {
-        envp.push([USER_PRELOAD.as_bytes(), b"=", u.as_bytes()].concat());
+        envp.push(setting(USER_PRELOAD.as_bytes(), u.as_bytes()));
     }
     envp
 }
-
-/// Kind of goodbye before an execve (`Leaving::from_kind`).
-const LEAVING_BY_EXEC: u32 = 3;
 
 /// The rank's own execve: the new program is brought in by a fresh `stillpoint-rank`. *Lower half.*
 extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
@@ -219,7 +229,7 @@ extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     let fits = given == 0 && (dynamic(file) || interpreter(file).is_some_and(|(i, _)| dynamic(&i)));
     if given == 0 {
         // The connection ends with this program; the next one takes up the rank again, if it is one of ours.
-        crate::link::goodbye(LEAVING_BY_EXEC, 0);
+        crate::link::goodbye(goodbye::EXEC, 0);
     }
     if !fits {
         // Missing, not executable, a static program: the kernel's own answer.
@@ -232,16 +242,13 @@ extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
         .iter()
         // SAFETY: terminated strings from the application.
         .filter_map(|e| unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().strip_prefix(b"LD_PRELOAD="))
-        .filter_map(|v| CString::new([USER_PRELOAD.as_bytes(), b"=", v].concat()).ok())
+        .filter_map(|v| CString::new(setting(USER_PRELOAD.as_bytes(), v)).ok())
         .collect();
     // SAFETY: as above.
     env.retain(|e| !unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().starts_with(b"LD_PRELOAD="));
     env.extend(renamed.iter().map(|e| e.as_ptr()));
     // A program that clears the environment (`env -i`) stays in the job.
-    let ours: Vec<CString> = std::env::vars_os()
-        .filter(|(k, _)| k.as_bytes().starts_with(b"STILLPOINT_"))
-        .filter_map(|(k, v)| CString::new([k.as_bytes(), b"=", v.as_bytes()].concat()).ok())
-        .collect();
+    let ours: Vec<CString> = settings(|k| k.as_bytes().starts_with(b"STILLPOINT_")).collect();
     let missing = |o: &&CString| {
         let key = o.as_bytes().split_inclusive(|c| *c == b'=').next().unwrap_or_default();
         // SAFETY: as above.
@@ -403,8 +410,8 @@ fn enter(
     u.n_threads.store(1, Release);
     leave_rseq();
     install_stop_handler();
-    // SAFETY: puts the mask back that the launcher gave us.
-    unsafe { sys!(nr::RT_SIGPROCMASK, 2, &raw const mask, 0, 8) };
+    // The one that the launcher gave us.
+    swap_mask(mask);
     // SAFETY: the stack built above and the entry of the placed loader.
     unsafe { place::jump(sp, ld.entry()) }
 }

@@ -1,12 +1,12 @@
 //! The line to the node agent: a socket read by one thread, and the rank's state machine driven by another. *Lower
 //! half*; all threads have every signal blocked.
 //!
-//! The agent of the run directory is started by the first rank that finds none. When the line breaks, the job runs on
-//! without checkpoints.
-#![allow(unsafe_code, reason = "copies descriptors, orders memory")]
+//! The line is made in [`crate::agent`], the clocks are read in [`crate::clocks`]. What a reader would get wrong: when
+//! the line breaks, the job runs on without checkpoints.
+#![allow(unsafe_code, reason = "orders memory, ends the process")]
 
-use crate::still;
-use std::collections::BTreeMap;
+use crate::clocks::{self, Settle};
+use crate::{agent, still};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ use stillpoint_capture::gather::{self, Streams};
 use stillpoint_capture::pause;
 use stillpoint_capture::write::{self, Snapshot};
 use stillpoint_coord::client::{Client, ClientAction, Local};
-use stillpoint_coord::message::{self, Clock, Doing, FromAgent, FromRank, Leaving, ToAgent, ToRank};
+use stillpoint_coord::message::{self, FromAgent, FromRank, Leaving, ToAgent, ToRank};
 use stillpoint_image::Seal;
-use stillpoint_sys::raw::{futex_wake_all, monotonic_ns, nr};
+use stillpoint_sys::raw::{monotonic_ns, nr};
 use stillpoint_sys::{half, sys, upper};
 
 /// The socket, for the one message that a dying thread sends itself.
@@ -32,6 +32,11 @@ static LINE: OnceLock<Mutex<UnixStream>> = OnceLock::new();
 
 /// 1 once a thread has said goodbye for the whole process: nothing is sent after that.
 static LEFT: AtomicU32 = AtomicU32::new(0);
+
+/// Such a goodbye has been said.
+pub(crate) fn has_left() -> bool {
+    LEFT.load(SeqCst) != 0
+}
 
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -47,7 +52,7 @@ pub(crate) struct Link {
     pub(crate) incarnation: u32,
     pub(crate) restored: bool,
     pub(crate) streams: Streams,
-    /// Made before the application runs ([`socket`]).
+    /// Made before the application runs ([`agent::socket`]).
     pub(crate) socket: std::os::fd::OwnedFd,
 }
 
@@ -57,153 +62,13 @@ struct Work {
     left: crate::mail::Left,
     /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
     drain: Option<(Vec<u8>, bool)>,
-    /// Targets of this settle stage. A clock that begins later takes its own from here.
-    targets: BTreeMap<u64, u64>,
-    /// A thread that is held while another runs, and since when.
-    beside: Option<(u64, std::time::Instant)>,
-}
-
-/// After this, a thread that is held counts more than one that runs: who computes beside it may never call MPI again.
-const BESIDE: Duration = Duration::from_millis(200);
-
-/// Takes the descriptor out of the application's numbers.
-pub(crate) fn hide(fd: std::os::fd::OwnedFd) -> std::os::fd::OwnedFd {
-    use std::os::fd::{AsRawFd, FromRawFd};
-    // SAFETY: F_DUPFD_CLOEXEC makes a copy with a high number; our own fcntl notes it.
-    let n = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 700) };
-    if n < 0 {
-        return fd;
-    }
-    crate::fds::note(n);
-    // SAFETY: just made.
-    unsafe { std::os::fd::OwnedFd::from_raw_fd(n) }
-}
-
-/// A copy with a high number, without a low one in between.
-fn hide_copy(fd: &std::os::fd::OwnedFd) -> std::io::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::{AsRawFd, FromRawFd};
-    // SAFETY: as in `hide`.
-    unsafe {
-        let n = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 700);
-        if n < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        Ok(std::os::fd::OwnedFd::from_raw_fd(n))
-    }
-}
-
-/// The socket of the line, with a high number. Made before the application runs, which counts on getting the lowest free
-/// number, and must not find one of ours there for a moment.
-pub(crate) fn socket() -> std::io::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: makes a descriptor, owned by nobody else.
-    let s = unsafe {
-        let n = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
-        if n < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        std::os::fd::OwnedFd::from_raw_fd(n)
-    };
-    Ok(hide(s))
-}
-
-fn connect(socket: std::os::fd::OwnedFd, run: &Path) -> std::io::Result<UnixStream> {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::ffi::OsStrExt;
-    let at = run.join("agent.sock");
-    let name = at.as_os_str().as_bytes();
-    // SAFETY: plain numbers.
-    let mut addr: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    // The last byte stays zero.
-    if name.len() >= addr.sun_path.len() {
-        return Err(std::io::Error::from_raw_os_error(libc::ENAMETOOLONG));
-    }
-    for (to, from) in addr.sun_path.iter_mut().zip(name) {
-        *to = *from as libc::c_char;
-    }
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    for tries in 0..500 {
-        // SAFETY: reads `addr`; a socket whose connection was refused may try again (unix(7)).
-        if unsafe { libc::connect(socket.as_raw_fd(), (&raw const addr).cast(), len) } == 0 {
-            return Ok(UnixStream::from(socket));
-        }
-        if tries % 100 == 0 {
-            start_agent_apart(run);
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    Err(std::io::Error::from_raw_os_error(libc::ECONNREFUSED))
-}
-
-/// As [`start_agent`], on a thread with a table of descriptors of its own.
-fn start_agent_apart(run: &Path) {
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            gather::go_apart();
-            start_agent(run);
-        });
-    });
-}
-
-/// Held while an agent is being started: an execve of the application must not come between that and the reaping.
-static STARTING: Mutex<()> = Mutex::new(());
-
-/// Starts an agent for this node; one that finds another at work ends at once.
-///
-/// By hand, as a child without an exit signal: the application may call wait(2) for any child, and must not find this one.
-fn start_agent(run: &Path) {
-    use std::os::fd::AsRawFd;
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(_starting) = STARTING.lock() else { return };
-    if LEFT.load(SeqCst) != 0 {
-        return;
-    }
-    let Ok(exe) = crate::launch::part("stillpoint-agent") else { return };
-    let text = |p: &Path| std::ffi::CString::new(p.as_os_str().as_bytes()).unwrap_or_default();
-    let (exe, run_dir) = (text(&exe), text(run));
-    let args = [exe.as_ptr(), c"--run".as_ptr(), run_dir.as_ptr()];
-    let args: Vec<_> = args.into_iter().chain([std::ptr::null()]).collect();
-    let envs: Vec<_> = std::env::vars_os()
-        .filter_map(|(k, v)| std::ffi::CString::new([k.as_bytes(), b"=", v.as_bytes()].concat()).ok())
-        .collect();
-    let envs: Vec<_> = envs.iter().map(|e| e.as_ptr()).chain([std::ptr::null()]).collect();
-    let open = |p: &Path| {
-        use std::os::unix::fs::OpenOptionsExt;
-        std::fs::OpenOptions::new().read(true).create(true).append(true).mode(0o600).open(p)
-    };
-    let (Ok(null), Ok(log)) = (open(Path::new("/dev/null")), open(&run.join("agent.log"))) else { return };
-    let (null, log) = (null.as_raw_fd(), log.as_raw_fd());
-    let none = 0u64;
-    const SETSID: usize = 112;
-    // SAFETY: a fork (no exit signal); the child makes raw calls only, on what was made above, and ends. The agent is its
-    // child, as an execve would give it an exit signal again.
-    let pid = unsafe { sys!(nr::CLONE, 0, 0) };
-    if pid == 0 {
-        // SAFETY: as above.
-        unsafe {
-            if sys!(nr::CLONE, 0, 0) == 0 {
-                sys!(SETSID);
-                sys!(nr::DUP2, null, 0);
-                sys!(nr::DUP2, null, 1);
-                sys!(nr::DUP2, log, 2);
-                sys!(nr::CLOSE_RANGE, 3, u32::MAX, 0);
-                sys!(nr::RT_SIGPROCMASK, 2, &raw const none, 0, 8);
-                sys!(nr::EXECVE, exe.as_ptr(), args.as_ptr(), envs.as_ptr());
-            }
-            sys!(nr::EXIT_GROUP, 127);
-        }
-    }
-    if pid > 0 {
-        // SAFETY: reaps the child; __WCLONE because it has no exit signal.
-        unsafe { libc::waitpid(pid as i32, std::ptr::null_mut(), libc::__WCLONE) };
-    }
+    settle: Settle,
 }
 
 /// Called on the lower thread pointer of a thread that ends the process: tells the agent, in order, before it happens.
 pub(crate) extern "C" fn goodbye(kind: u32, status: i32) {
     let leaving = Leaving::from_kind(kind, status);
-    let _starting = STARTING.lock();
+    let _starting = agent::STARTING.lock();
     let last = matches!(leaving, Leaving::Exit(_) | Leaving::Exec);
     if last {
         // Before the line is looked at: whoever opens it later sees this, and sends no hello.
@@ -236,11 +101,11 @@ impl Link {
     /// The control thread's life.
     pub(crate) fn serve(self, tx: &Sender<Event>, rx: Receiver<Event>) {
         // SAFETY: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED (16): no memory is touched.
-        unsafe { stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 16, 0, 0) };
+        unsafe { sys!(nr::MEMBARRIER, 16, 0, 0) };
         let rank = half().rank.load(Relaxed);
         let mut client = Client::new(Rank(rank));
-        let line = hide_copy(&self.socket);
-        let stream = match line.and_then(|s| connect(s, &self.run)) {
+        let line = agent::hidden(&self.socket);
+        let stream = match line.and_then(|s| agent::connect(s, &self.run)) {
             Ok(s) => s,
             Err(e) => {
                 drop(rx);
@@ -252,7 +117,7 @@ impl Link {
                 return;
             }
         };
-        if let Ok(read) = hide_copy(&self.socket) {
+        if let Ok(read) = agent::hidden(&self.socket) {
             let read = UnixStream::from(read);
             let tx = tx.clone();
             let reader =
@@ -298,8 +163,8 @@ impl Link {
                     return;
                 }
                 Err(RecvTimeoutError::Timeout) if settles => {
-                    work.aim();
-                    client.on_local(work.look())
+                    work.settle.aim();
+                    client.on_local(work.settle.look())
                 }
                 Err(RecvTimeoutError::Timeout) => drain(work).map_or_else(Vec::new, |l| client.on_local(l)),
             };
@@ -313,7 +178,7 @@ impl Link {
             let local = match a {
                 ClientAction::Send(m) => {
                     if let Some(Ok(mut s)) = LINE.get().map(Mutex::lock)
-                        && LEFT.load(SeqCst) == 0
+                        && !has_left()
                     {
                         let _ = message::write(&mut *s, &ToAgent::Rank(m));
                     }
@@ -331,11 +196,7 @@ impl Link {
                     Some(Local::Reasons(r))
                 }
                 ClientAction::ReportClocks => {
-                    work.targets.clear();
-                    work.beside = None;
-                    for c in known() {
-                        c.target.store(0, SeqCst);
-                    }
+                    work.settle = Settle::begin();
                     // What the last settle stage left; a thread that waits below has set its mark itself and keeps it.
                     for t in pause::threads() {
                         for old in [abi::doing::POLLING, abi::doing::INSIDE] {
@@ -343,14 +204,11 @@ impl Link {
                         }
                     }
                     half().flags.fetch_or(FLAG_SETTLE, SeqCst);
-                    Some(work.look())
+                    Some(work.settle.look())
                 }
                 ClientAction::SetTargets { targets } => {
-                    work.targets.extend(targets);
-                    work.aim();
-                    half().release.fetch_add(1, SeqCst);
-                    futex_wake_all(&half().release);
-                    Some(work.look())
+                    work.settle.add(targets);
+                    Some(work.settle.look())
                 }
                 ClientAction::StopThreads => Some(match pause::stop(monotonic_ns() + 10_000_000_000) {
                     Ok(()) => match refusals().into_iter().next() {
@@ -502,8 +360,7 @@ fn run_on(work: &mut Work, outcome: Option<u8>) {
         crate::control::log(&e);
     }
     half().flags.fetch_and(!FLAG_SETTLE, SeqCst);
-    half().release.fetch_add(1, SeqCst);
-    futex_wake_all(&half().release);
+    clocks::wake_held();
     pause::resume();
     crate::callbacks::behind(false);
 }
@@ -522,130 +379,5 @@ fn read_all(mut from: UnixStream, tx: &Sender<Event>) {
                 return;
             }
         }
-    }
-}
-
-/// Clocks in use.
-fn known() -> impl Iterator<Item = &'static abi::Clock> {
-    let n = upper().n_clocks.load(Acquire) as usize;
-    upper().clocks.iter().take(n).filter(|c| c.gid.load(Acquire) != 0)
-}
-
-impl Work {
-    /// The clocks for the agent.
-    fn look(&mut self) -> Local {
-        let (clocks, doing, held) = clocks();
-        self.beside = held.map(|gid| match self.beside {
-            Some((of, since)) if of == gid => (gid, since),
-            _ => (gid, std::time::Instant::now()),
-        });
-        let doing = match self.beside {
-            Some((gid, since)) if since.elapsed() > BESIDE => Doing::Held(gid),
-            _ => doing,
-        };
-        Local::Clocks { clocks, doing }
-    }
-
-    /// Writes the targets into the clocks; a held thread looks again if one has moved.
-    fn aim(&self) {
-        let mut moved = false;
-        for c in known() {
-            if let Some(t) = self.targets.get(&c.gid.load(Relaxed)) {
-                moved |= c.target.swap(*t, SeqCst) != *t;
-            }
-        }
-        if moved {
-            half().release.fetch_add(1, SeqCst);
-            futex_wake_all(&half().release);
-        }
-    }
-}
-
-/// What the threads do, taken together: (identity, doing) of each that may send something.
-fn together(threads: impl Iterator<Item = (u64, u32)>) -> (Doing, Option<u64>) {
-    let (mut runs, mut held, mut inside) = (false, None, None);
-    for (gid, doing) in threads {
-        match doing {
-            abi::doing::HELD => held = held.or(Some(gid)),
-            abi::doing::INSIDE => inside = Some(gid),
-            abi::doing::WAITING | abi::doing::POLLING => {}
-            _ => runs = true,
-        }
-    }
-    let doing = match (runs, held, inside) {
-        (true, ..) => Doing::Running,
-        // One that is held must be heard of even beside one that is inside: only that gets it released.
-        (_, Some(gid), _) => Doing::Held(gid),
-        (_, _, Some(gid)) => Doing::Inside(gid),
-        _ => Doing::Waiting,
-    };
-    (doing, held)
-}
-
-/// The collective clocks as they stand: read again until two readings agree, since a communicator may be made meanwhile.
-/// A membarrier first: a thread that has not seen the flag is seen here.
-fn clocks() -> (Vec<Clock>, Doing, Option<u64>) {
-    // SAFETY: MEMBARRIER_CMD_PRIVATE_EXPEDITED (8), or where it is not registered MEMBARRIER_CMD_GLOBAL (1): no memory is
-    // touched.
-    unsafe {
-        if stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 8, 0, 0) != 0 {
-            stillpoint_sys::sys!(stillpoint_sys::raw::nr::MEMBARRIER, 1, 0, 0);
-        }
-    }
-    let glance =
-        || -> Vec<(u64, u64)> { known().map(|c| (c.gid.load(Acquire), c.count.load(Acquire))).collect() };
-    let mut seen = glance();
-    let mut steady = false;
-    for _ in 0..8 {
-        let again = glance();
-        steady = again == seen;
-        if steady {
-            break;
-        }
-        seen = again;
-    }
-    let calls_up = upper().user_operations.load(SeqCst) != 0;
-    let clocks = seen
-        .iter()
-        .map(|(gid, count)| {
-            let of = known().find(|c| c.gid.load(Relaxed) == *gid);
-            let members = of.map_or((0, 0), |c| (c.members.load(Relaxed), c.n_members.load(Relaxed)));
-            let members = if members.0 == 0 {
-                Vec::new()
-            } else {
-                let at = std::ptr::with_exposed_provenance::<u32>(members.0 as usize);
-                // SAFETY: the front keeps as many ranks at this address as long as the process lives.
-                unsafe { std::slice::from_raw_parts(at, members.1 as usize) }.to_vec()
-            };
-            // What was not read in one piece counts as inside: it cannot settle. Nor can a rank whose reductions call the
-            // application.
-            Clock { gid: *gid, count: count >> 1, inside: count & 1 == 1 || !steady || calls_up, members }
-        })
-        .collect();
-    // A thread that has never been in a front (a worker of OpenMP, say) sends nothing that a peer waits for.
-    let front = pause::threads().filter(|t| {
-        t.lower_fs.load(Relaxed) != 0
-            || matches!(t.doing.load(Acquire), abi::doing::HELD | abi::doing::INSIDE)
-    });
-    let (doing, held) = together(front.map(|t| {
-        let gid = t.doing_gid.load(Relaxed);
-        (gid, t.doing.load(Acquire))
-    }));
-    (clocks, doing, held)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use stillpoint_abi::half::doing::{HELD, INSIDE, POLLING, RUNNING, WAITING};
-
-    #[test]
-    fn a_held_thread_is_heard_of_beside_one_that_is_inside() {
-        let all = |l: &[(u64, u32)]| together(l.iter().copied());
-        assert_eq!(all(&[(1, HELD), (2, INSIDE), (0, WAITING)]), (Doing::Held(1), Some(1)));
-        assert_eq!(all(&[(2, INSIDE), (1, HELD)]), (Doing::Held(1), Some(1)));
-        assert_eq!(all(&[(1, HELD), (0, RUNNING)]), (Doing::Running, Some(1)));
-        assert_eq!(all(&[(0, POLLING), (2, INSIDE)]), (Doing::Inside(2), None));
-        assert_eq!(all(&[]), (Doing::Waiting, None));
     }
 }

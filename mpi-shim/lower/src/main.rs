@@ -9,8 +9,10 @@
 //! It maps the upper half and jumps into it; its main thread becomes the application's. What stays below are the
 //! functions that the upper half calls down to, and (once MPI is initialised) the site's libmpi.
 
+mod agent;
 mod back;
 mod callbacks;
+mod clocks;
 mod control;
 mod fds;
 mod launch;

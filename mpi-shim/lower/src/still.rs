@@ -6,13 +6,12 @@
 #![allow(unsafe_code, reason = "calls upper code by address")]
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use stillpoint_abi::half::{StillArg, still};
+use stillpoint_abi::half::{StillArg, parked, still};
+use stillpoint_abi::records::Records;
 use stillpoint_capture::pause;
 use stillpoint_sys::raw::{futex_wait_for, futex_wake_all, monotonic_ns};
 use stillpoint_sys::{arch, half, upper};
 
-/// [`stillpoint_abi::half::ThreadRec::command`]: work on `Half::still_cmd`.
-const LEAD: u32 = 1;
 /// What a command may take beyond its own deadline before the leader counts as lost.
 const PATIENCE_NS: u64 = 120_000_000_000;
 
@@ -34,7 +33,7 @@ pub(crate) fn command(cmd: u32, input: &[u8], deadline: u64) -> Result<(i64, Vec
         let before = h.still_done.load(Acquire);
         h.still_arg.store(std::ptr::from_mut(arg).expose_provenance(), Relaxed);
         h.still_cmd.store(cmd, SeqCst);
-        leader.command.store(LEAD, Release);
+        leader.command.store(parked::LEAD, Release);
         futex_wake_all(&leader.command);
         let limit = deadline.max(monotonic_ns()) + PATIENCE_NS;
         while h.still_done.load(Acquire) == before {
@@ -92,18 +91,9 @@ fn with_room(
     }
 }
 
-/// Records of a [`StillArg`] (rank, length, bytes padded to 4) as a list, and back.
-pub(crate) fn to_items(mut b: &[u8]) -> Vec<(u32, Vec<u8>)> {
-    let word =
-        |b: &[u8], at: usize| b.get(at..at + 4).and_then(|w| w.try_into().ok()).map(u32::from_le_bytes);
-    let mut all = Vec::new();
-    while let (Some(rank), Some(n)) = (word(b, 0), word(b, 4)) {
-        let n = n as usize;
-        let Some(body) = b.get(8..8 + n) else { break };
-        all.push((rank, body.to_vec()));
-        b = b.get(8 + n.next_multiple_of(4)..).unwrap_or(&[]);
-    }
-    all
+/// Records of a [`StillArg`] as a list, up to one that is torn; and back.
+pub(crate) fn to_items(b: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    Records::of(b).map(|(rank, body)| (rank, body.to_vec())).collect()
 }
 
 /// See [`to_items`].

@@ -101,16 +101,10 @@ pub enum Helper {
     /// `extern "C" fn(slot: u32, upper: usize) -> usize`: the MPI_User_function for user operation `slot`. When the
     /// library calls it, it goes up and calls `upper(slot, in, inout, len: *const i32, real type: usize)`.
     OpTrampoline,
-    /// `extern "C" fn(upper: usize, a: [usize; 6] by pointer) -> usize`: calls `upper(a)` upstairs (grequest callbacks).
-    UpCall,
     /// Makes a test loop over one request: `fn(request: *mut usize, status: *mut Status, flags) -> i32`.
     Wait,
-    /// The same over several.
-    WaitAll,
     /// The same until any of several is complete.
     WaitAny,
-    /// The same until some of several are complete.
-    WaitSome,
     /// Probe until there is a message.
     Probe,
     /// Matched probe until there is a message.

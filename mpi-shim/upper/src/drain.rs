@@ -25,6 +25,7 @@ use crate::request::{Does, Request, SUCCESS, begin};
 use alloc::vec::Vec;
 use core::ffi::c_int;
 use stillpoint_abi::half::{StillArg, still};
+use stillpoint_abi::records::Records;
 
 /// A synchronous send that was incomplete when the ranks stood still.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,15 +70,11 @@ fn u64_at(b: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?))
 }
 
-/// Records of [`StillArg`]: rank, length, bytes padded to 4.
-fn records(mut b: &[u8]) -> Option<Vec<(u32, &[u8])>> {
-    let mut all = Vec::new();
-    while !b.is_empty() {
-        let (rank, n) = (u32_at(b, 0)?, u32_at(b, 4)? as usize);
-        all.push((rank, b.get(8..8 + n)?));
-        b = b.get(8 + n.next_multiple_of(4)..)?;
-    }
-    Some(all)
+/// Records of [`StillArg`], unless one is torn.
+fn records(b: &[u8]) -> Option<Vec<(u32, &[u8])>> {
+    let mut records = Records::of(b);
+    let all = records.by_ref().collect();
+    records.whole().then_some(all)
 }
 
 fn told(b: &[u8]) -> Option<Told> {
@@ -139,7 +136,7 @@ fn unmark(p: &mut P2p) {
     for r in core::mem::take(&mut p.round.marked) {
         // SAFETY: no thread has run since they were marked, so they live.
         unsafe {
-            (*r).forget_peer();
+            (*r).acknowledged();
             if (*r).done {
                 p.forget_sync((*(*r).comm).gid, &*r);
             }
@@ -343,7 +340,7 @@ fn resume(p: &mut P2p, given_up: bool) {
     }
     p.round.marked.clear();
     p.round.worked_off = false;
-    crate::p2p::flush(p);
+    crate::delivery::flush(p);
 }
 
 fn rebuild(p: &mut P2p) -> i64 {

@@ -1,0 +1,326 @@
+//! A checkpoint from the request to its end: from stage to stage, time limits, commit or giving up. *Next door*, without
+//! IO.
+//!
+//! INV-1: `Resume` is sent in one place, when every rank of the checkpoint has snapped (direct: has written).
+//! INV-4: `Commit` is asked for in one place, when every image is durable.
+//!
+//! What a reader would get wrong: while storage prepares or commits there is no time limit and nothing can be given up; its
+//! answer ends that.
+
+use super::{Action, Asker, Coordinator, Image, MS, Mode, Nanos, seed};
+use crate::message::{Doing, Items, Measures, Outcome, Presence, ToRank};
+use std::collections::BTreeMap;
+use stillpoint_abi::ids::{CkptId, Rank};
+use stillpoint_abi::stage::Stage;
+
+impl Coordinator {
+    pub(super) fn request(&mut self, asker: Asker, stop: bool) {
+        let why = self.unready();
+        if !why.is_empty() {
+            self.answer(asker, Err(why));
+        } else if !self.preparing && matches!(self.stage, Stage::Intend | Stage::Settle) && stop == self.stop
+        {
+            // Not a single thread stands still yet: this checkpoint is as good as a new one.
+            self.asked.push(asker);
+        } else {
+            self.queue.push_back((asker, stop));
+        }
+    }
+
+    pub(super) fn answer(&mut self, asker: Asker, result: Outcome) {
+        match asker {
+            Asker::Token(token) => self.out.push(Action::Answer(token, result)),
+            Asker::Rank(rank, id) => {
+                if (rank as usize) < self.ranks.len() {
+                    self.send(rank, ToRank::Answer { id, result });
+                }
+            }
+        }
+    }
+
+    fn answer_all(&mut self, result: &Outcome) {
+        for asker in std::mem::take(&mut self.asked) {
+            self.answer(asker, result.clone());
+        }
+    }
+
+    pub(super) fn begin(&mut self) {
+        let why = self.unready();
+        if !why.is_empty() {
+            while let Some((asker, _)) = self.queue.pop_front() {
+                self.answer(asker, Err(why.clone()));
+            }
+            return;
+        }
+        let due = self.config.interval.is_some_and(|i| self.now >= self.last_end.saturating_add(i));
+        if self.queue.is_empty() && !due {
+            return;
+        }
+        self.stop = self.queue.iter().any(|(_, stop)| *stop);
+        self.asked = self.queue.drain(..).map(|(asker, _)| asker).collect();
+        self.begun = self.now;
+        self.preparing = true;
+        self.out.push(Action::Prepare);
+    }
+
+    pub(super) fn prepared(&mut self, result: Result<CkptId, String>) {
+        if !std::mem::take(&mut self.preparing) {
+            return;
+        }
+        match result {
+            Err(reason) => self.end(Err(vec![reason])),
+            Ok(ckpt) => {
+                self.ckpt = ckpt;
+                self.enter(Stage::Intend);
+                let why = self.unready();
+                if !why.is_empty() {
+                    return self.give_up(why);
+                }
+                for r in &mut self.ranks {
+                    r.answered = false;
+                    r.clocks.clear();
+                    r.doing = Doing::Running;
+                    (r.sent_version, r.seen_version) = (0, 0);
+                    r.image = None;
+                }
+                self.targets.clear();
+                self.reasons.clear();
+                self.exchange.clear();
+                self.version = 0;
+                self.held_since = None;
+                self.measures = Measures { ckpt: ckpt.0, ..Measures::default() };
+                self.send_all(&ToRank::Intend { ckpt: ckpt.0 });
+            }
+        }
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.entered = self.now;
+        for r in &mut self.ranks {
+            r.done = false;
+        }
+    }
+
+    pub(super) fn limit(&self, stage: Stage) -> Nanos {
+        match stage {
+            Stage::Intend => self.config.intend,
+            Stage::Settle => self.config.settle,
+            Stage::Stop => self.config.stop,
+            Stage::Drain => self.config.drain,
+            Stage::Snapshot => self.config.snapshot,
+            _ => self.config.write,
+        }
+    }
+
+    pub(super) fn done(&mut self, rank: u32, ckpt: u64, stage: Stage) {
+        if self.stage == stage && !self.preparing && ckpt == self.ckpt.0 {
+            self.ranks[rank as usize].done = true;
+        }
+    }
+
+    pub(super) fn step(&mut self) {
+        let all_done = self.live().all(|(_, r)| r.done);
+        match self.stage {
+            Stage::Idle | Stage::Resume | Stage::Commit => return,
+            Stage::Intend => {
+                if self.live().all(|(_, r)| r.answered) {
+                    if !self.reasons.is_empty() {
+                        let reasons = std::mem::take(&mut self.reasons);
+                        return self.give_up(reasons);
+                    }
+                    self.enter(Stage::Settle);
+                    self.changed = self.now;
+                    self.patience = self.config.release_running;
+                    self.version += 1;
+                    let mut by_rank: BTreeMap<u32, Vec<(u64, u64)>> =
+                        self.live().map(|(n, _)| (n, Vec::new())).collect();
+                    for (gid, target) in &self.targets {
+                        for m in self.members.get(gid).into_iter().flatten() {
+                            if let Some(list) = by_rank.get_mut(m) {
+                                list.push((*gid, *target));
+                            }
+                        }
+                    }
+                    for (rank, targets) in by_rank {
+                        self.tell(rank, targets);
+                    }
+                    return;
+                }
+            }
+            Stage::Settle => {
+                if self.settled() {
+                    self.stopped_at = self.now;
+                    self.enter(Stage::Stop);
+                    return self.send_all(&ToRank::Stop);
+                }
+                self.release();
+            }
+            Stage::Stop => {
+                if all_done {
+                    return self.enter(Stage::Drain);
+                }
+            }
+            Stage::Drain => {
+                if all_done {
+                    return self.order_snapshots();
+                }
+            }
+            Stage::Snapshot => {
+                if all_done && (!self.direct || self.all_written()) {
+                    let now = self.now;
+                    self.measures.stopped_ns = now - self.stopped_at;
+                    self.measures.held_ns =
+                        now - self.held_since.unwrap_or(self.stopped_at).min(self.stopped_at);
+                    self.measures.direct = self.direct;
+                    if !self.stop {
+                        self.send_all(&ToRank::Resume);
+                    }
+                    return self.enter(Stage::Write);
+                }
+            }
+            Stage::Write => {
+                if self.all_written() {
+                    return self.order_commit();
+                }
+            }
+        }
+        if self.now >= self.entered.saturating_add(self.limit(self.stage)) {
+            self.time_is_up();
+        }
+    }
+
+    fn time_is_up(&mut self) {
+        let stage = self.stage;
+        let late: Vec<String> = self
+            .live()
+            .filter(|(_, r)| match stage {
+                Stage::Intend => !r.answered,
+                Stage::Settle => {
+                    r.seen_version != r.sent_version
+                        || r.clocks.iter().any(|(gid, c)| c.1 || self.targets.get(gid) != Some(&c.0))
+                }
+                Stage::Write => r.image.is_none(),
+                _ => !r.done,
+            })
+            .map(|(n, _)| n.to_string())
+            .take(16)
+            .collect();
+        let limit = self.limit(stage) / MS;
+        self.give_up(vec![format!(
+            "stage {stage} took longer than {limit} ms; waiting for ranks {}",
+            late.join(" ")
+        )]);
+    }
+
+    fn all_written(&self) -> bool {
+        self.ranks.iter().all(|r| r.image.is_some() || r.presence != Presence::Here)
+    }
+
+    fn order_snapshots(&mut self) {
+        self.direct = self.stop || self.config.mode == Mode::Direct;
+        self.enter(Stage::Snapshot);
+        let (ckpt, direct) = (self.ckpt, self.direct);
+        let seed = seed(self.incarnation, ckpt);
+        for rank in self.live_ids() {
+            if let Some(conn) = self.ranks[rank as usize].conn {
+                self.out.push(Action::Snapshot { conn, rank: Rank(rank), ckpt, direct, seed });
+            }
+        }
+    }
+
+    fn order_commit(&mut self) {
+        self.enter(Stage::Commit);
+        let images: Vec<Image> = self.ranks.iter().filter_map(|r| r.image.clone()).collect();
+        let finished = (0u32..)
+            .zip(&self.ranks)
+            .filter_map(|(n, r)| match r.presence {
+                Presence::Finished(status) if r.image.is_none() => Some((Rank(n), status)),
+                _ => None,
+            })
+            .collect();
+        self.measures.bytes = images.iter().map(|i| i.bytes).sum();
+        self.measures.total_ns = self.now - self.begun;
+        let size = self.ranks.len() as u32;
+        self.out.push(Action::Commit { ckpt: self.ckpt, size, images, finished, measures: self.measures });
+    }
+
+    pub(super) fn committed(&mut self, result: Result<(), String>) {
+        if self.stage != Stage::Commit {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                let id = self.ckpt.0;
+                self.last = Some(self.measures);
+                self.send_all(&ToRank::Committed { ckpt: id });
+                let stop = self.stop;
+                self.end(Ok(id));
+                if stop {
+                    self.outcome.stopped_at = Some(id);
+                    self.send_all(&ToRank::Leave);
+                    for rank in self.live_ids() {
+                        self.depart(rank, Presence::Left, String::new());
+                    }
+                }
+            }
+            Err(reason) => {
+                self.send_all(&ToRank::Abort { reason: reason.clone() });
+                self.end(Err(vec![reason]));
+            }
+        }
+    }
+
+    /// Ends the checkpoint in progress; the job runs on and the last commit stands.
+    pub(super) fn give_up(&mut self, reasons: Vec<String>) {
+        if self.preparing || matches!(self.stage, Stage::Idle | Stage::Commit) {
+            return;
+        }
+        let reason = reasons.join("; ");
+        self.send_all(&ToRank::Abort { reason });
+        self.out.push(Action::Discard(self.ckpt));
+        self.end(Err(reasons));
+    }
+
+    fn end(&mut self, result: Outcome) {
+        match &result {
+            Ok(_) => self.committed += 1,
+            Err(reasons) => {
+                self.given_up += 1;
+                self.last_reasons = reasons.clone();
+            }
+        }
+        self.answer_all(&result);
+        self.exchange.clear();
+        self.stop = false;
+        self.last_end = self.now;
+        self.enter(Stage::Idle);
+    }
+
+    /// Hands on what every rank has contributed: at the drain, and when ranks are rebuilt.
+    pub(super) fn complete_exchanges(&mut self) {
+        if self.exchange.is_empty() || self.ranks.iter().any(|r| r.presence == Presence::Absent) {
+            return;
+        }
+        loop {
+            let live = self.live_ids();
+            let full = |(_, from): &(&u32, &BTreeMap<u32, Items>)| live.iter().all(|r| from.contains_key(r));
+            let Some(round) = self.exchange.iter().find(full).map(|(round, _)| *round) else { return };
+            let Some(from) = self.exchange.remove(&round) else { return };
+            if live.is_empty() {
+                return;
+            }
+            let mut to: BTreeMap<u32, Items> = live.iter().map(|r| (*r, Vec::new())).collect();
+            for (sender, items) in from {
+                for (rank, bytes) in items {
+                    if let Some(list) = to.get_mut(&rank) {
+                        list.push((sender, bytes));
+                    }
+                }
+            }
+            for (rank, items) in to {
+                self.send(rank, ToRank::Exchanged { round, items });
+            }
+        }
+    }
+}

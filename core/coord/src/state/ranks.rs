@@ -1,0 +1,199 @@
+//! Who belongs to the job: ranks that come, go, and come again as another incarnation. *Next door*, without IO.
+//!
+//! What a reader would get wrong: a rank that leaves ends the checkpoint in progress, unless its image is durable already
+//! or the commit is under way; and a rank that replaces itself by execve is absent in between, not lost.
+
+use super::{Action, Conn, Coordinator, RankState};
+use crate::message::{Items, JobOutcome, Leaving, Presence, ToRank};
+use std::collections::BTreeMap;
+use stillpoint_abi::stage::Stage;
+
+impl Coordinator {
+    /// Why no checkpoint can begin now.
+    pub(super) fn unready(&self) -> Vec<String> {
+        let mut why = Vec::new();
+        if self.ranks.is_empty() {
+            why.push("no rank has connected yet".into());
+        }
+        for (n, r) in (0u32..).zip(&self.ranks) {
+            match r.presence {
+                Presence::Absent => why.push(format!("rank {n} has not connected")),
+                Presence::Lost => why.push(format!("rank {n} is lost")),
+                Presence::Aborted(code) => why.push(format!("rank {n} called MPI_Abort with code {code}")),
+                Presence::Here if r.rebuilding => why.push(format!("rank {n} is still being restarted")),
+                Presence::Left => why.push(format!("rank {n} has ended with a checkpoint")),
+                Presence::Here | Presence::Finished(_) => {}
+            }
+        }
+        if !self.ranks.is_empty() && self.live().next().is_none() && why.is_empty() {
+            why.push("every rank has finished".into());
+        }
+        why
+    }
+
+    pub(super) fn hello(
+        &mut self,
+        conn: Conn,
+        rank: u32,
+        size: u32,
+        pid: u32,
+        incarnation: u32,
+        restored: bool,
+    ) {
+        let denied = if incarnation < self.incarnation {
+            Some(format!("incarnation {incarnation} is over, {} runs", self.incarnation))
+        } else if size == 0 || rank >= size || size > 1 << 20 {
+            Some(format!("rank {rank} of {size} is none"))
+        } else {
+            if incarnation > self.incarnation {
+                self.begin_incarnation(incarnation);
+            }
+            if self.ranks.is_empty() {
+                self.ranks = (0..size).map(|_| RankState::new()).collect();
+            }
+            if self.ranks.len() != size as usize {
+                Some(format!("the job has {} ranks, not {size}", self.ranks.len()))
+            } else {
+                let there = &self.ranks[rank as usize];
+                match there.presence {
+                    Presence::Absent => None,
+                    Presence::Here if there.pid == pid => None,
+                    _ => Some(format!("rank {rank} was already here as process {}", there.pid)),
+                }
+            }
+        };
+        if let Some(reason) = denied {
+            self.out.push(Action::Send(conn, ToRank::Denied { reason }));
+            self.out.push(Action::Close(conn));
+            return;
+        }
+        if let Some(old) = self.ranks[rank as usize].conn.take() {
+            // The same process again: it has replaced itself by execve.
+            self.by_conn.remove(&old);
+            self.out.push(Action::Close(old));
+            self.give_up(vec![format!("rank {rank} started another program")]);
+        }
+        let mail = std::mem::take(&mut self.ranks[rank as usize].mail);
+        self.ranks[rank as usize] = RankState {
+            presence: Presence::Here,
+            conn: Some(conn),
+            pid,
+            rebuilding: restored,
+            ..RankState::new()
+        };
+        self.by_conn.insert(conn, rank);
+        self.send(rank, ToRank::Welcome);
+        if !mail.is_empty() {
+            self.send(rank, ToRank::Mail { items: mail });
+        }
+        if restored {
+            self.went = false;
+        }
+        if self.unready().is_empty() {
+            self.last_end = self.now;
+        }
+    }
+
+    /// A later start of the job: all that is known of the former is over.
+    fn begin_incarnation(&mut self, incarnation: u32) {
+        self.give_up(vec!["the job was started again".into()]);
+        for (conn, _) in std::mem::take(&mut self.by_conn) {
+            self.out.push(Action::Close(conn));
+        }
+        while let Some((asker, _)) = self.queue.pop_front() {
+            self.answer(asker, Err(vec!["the job was started again".into()]));
+        }
+        self.stop = false;
+        self.ranks.clear();
+        self.members.clear();
+        self.exchange.clear();
+        self.incarnation = incarnation;
+        self.outcome = JobOutcome { incarnation, ..JobOutcome::default() };
+        self.judged = false;
+        self.went = false;
+        self.last_end = self.now;
+        self.out.push(Action::Outcome);
+    }
+
+    pub(super) fn closed(&mut self, conn: Conn) {
+        let Some(rank) = self.by_conn.remove(&conn) else { return };
+        let state = &mut self.ranks[rank as usize];
+        state.conn = None;
+        if state.presence == Presence::Here {
+            self.depart(rank, Presence::Lost, format!("rank {rank} was lost"));
+        }
+    }
+
+    pub(super) fn depart(&mut self, rank: u32, presence: Presence, reason: String) {
+        self.ranks[rank as usize].presence = presence;
+        self.ranks[rank as usize].mail.clear();
+        match presence {
+            Presence::Lost => {
+                self.outcome.lost.push(rank);
+                self.outcome.restart |= !self.judged;
+                self.judged = true;
+            }
+            Presence::Aborted(code) => {
+                self.outcome.abort.get_or_insert((rank, code));
+                self.judged = true;
+            }
+            Presence::Finished(status) => {
+                self.outcome.exited.push((rank, status));
+                self.judged |= status != 0;
+            }
+            Presence::Left => {
+                self.judged = true;
+            }
+            Presence::Absent | Presence::Here => {}
+        }
+        // The cut of a checkpoint being written stands; a rank whose image is durable may leave it in peace.
+        let written = self.stage == Stage::Commit
+            || (self.stage == Stage::Write
+                && self.ranks[rank as usize].image.is_some()
+                && matches!(presence, Presence::Finished(0) | Presence::Absent));
+        if !written {
+            self.give_up(vec![reason]);
+        }
+        self.outcome.ended =
+            !self.ranks.iter().any(|r| matches!(r.presence, Presence::Here | Presence::Absent));
+        self.out.push(Action::Outcome);
+    }
+
+    pub(super) fn goodbye(&mut self, rank: u32, leaving: Leaving) {
+        if self.ranks[rank as usize].presence != Presence::Here {
+            return;
+        }
+        match leaving {
+            Leaving::Exit(status) => {
+                let reason = format!("rank {rank} exited with status {status}");
+                self.depart(rank, Presence::Finished(status), reason);
+            }
+            Leaving::Abort(code) => {
+                self.depart(rank, Presence::Aborted(code), format!("rank {rank} called MPI_Abort"));
+            }
+            Leaving::Exec => {
+                self.depart(rank, Presence::Absent, format!("rank {rank} starts another program"))
+            }
+            Leaving::Finalized => {
+                if !(self.stage == Stage::Write && self.ranks[rank as usize].image.is_some()) {
+                    self.give_up(vec![format!("rank {rank} left MPI")]);
+                }
+            }
+        }
+    }
+
+    /// Forwarded at once, so that it reaches a rank that stands still before the exchange that follows it does.
+    pub(super) fn mail(&mut self, from: u32, items: Items) {
+        let mut by_rank: BTreeMap<u32, Items> = BTreeMap::new();
+        for (to, bytes) in items {
+            by_rank.entry(to).or_default().push((from, bytes));
+        }
+        for (to, items) in by_rank {
+            match self.ranks.get_mut(to as usize) {
+                Some(r) if r.presence == Presence::Absent => r.mail.extend(items),
+                Some(r) if r.presence == Presence::Here => self.send(to, ToRank::Mail { items }),
+                _ => {}
+            }
+        }
+    }
+}
