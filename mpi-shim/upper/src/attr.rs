@@ -18,22 +18,26 @@ const FIRST_KEY: usize = 16;
 /// MPI_LASTUSEDCODE.
 const LAST_USED_CODE: usize = 5;
 
-/// Asks for what stands behind MPI_TAG_UB and its like, after MPI_Init.
+/// Asks the library for what stands behind MPI_TAG_UB and its like: its code, and the value if there is one.
+pub(crate) fn builtin(key: c_int) -> (c_int, Option<c_int>) {
+    let mut at: *mut c_int = core::ptr::null_mut();
+    let mut flag: c_int = 0;
+    // SAFETY: the world lives; the library hands out a pointer to an integer of its own, read at once.
+    unsafe {
+        let code = down!(MPI_Comm_get_attr(
+            c: usize = real(predefined!(ompi_mpi_comm_world as Comm)), k: c_int = key,
+            v: *mut *mut c_int = &raw mut at, f: *mut c_int = &raw mut flag) -> c_int);
+        (code, (flag != 0 && !at.is_null()).then(|| *at))
+    }
+}
+
+/// Learns the values of the predefined keys, after MPI_Init.
 pub fn first() {
-    for key in 0..7usize {
-        let mut at: *mut c_int = core::ptr::null_mut();
-        let mut flag: c_int = 0;
-        // SAFETY: the world lives; the library hands out a pointer to an integer of its own, read at once.
-        unsafe {
-            down!(MPI_Comm_get_attr(
-                c: usize = real(predefined!(ompi_mpi_comm_world as Comm)), k: c_int = c_int::try_from(key).unwrap_or(0),
-                v: *mut *mut c_int = &raw mut at, f: *mut c_int = &raw mut flag) -> c_int);
-            if flag != 0 && !at.is_null() {
-                let v = *at;
-                let mut s = lock();
-                s.builtin[key] = v;
-                s.present |= 1 << key;
-            }
+    for (k, key) in (0..7usize).zip(0..) {
+        if let (_, Some(v)) = builtin(key) {
+            let mut s = lock();
+            s.builtin[k] = v;
+            s.present |= 1 << k;
         }
     }
 }

@@ -14,7 +14,8 @@ use stillpoint_sys::{half, raw, upper};
 
 use crate::clock;
 use crate::cross::Inside;
-use crate::handles::{Comm, Datatype, Head, Kind, Op, Topology, is_live, real, retain};
+use crate::handles::{Comm, Datatype, Head, Kind, Topology, is_live, real, retain};
+use crate::kinds::{Lower, ty};
 use crate::request::{self, Does, Request};
 
 struct Here;
@@ -183,26 +184,15 @@ unsafe fn types(
     }
 }
 
-macro_rules! ty {
-    (int) => { c_int };
-    (ptr) => { *mut c_void };
-    (intP) => { *mut c_int };
-    (aintP) => { *mut isize };
-    (Comm) => { *mut Comm };
-    (Datatype) => { *mut Datatype };
+macro_rules! upper {
     (DatatypeP) => { *const *mut Datatype };
-    (Op) => { *mut Op };
     (RequestP) => { *mut *mut Request };
-    ($other:ident) => { *mut c_void };
+    ($k:ident) => { ty!($k) };
 }
 macro_rules! low {
-    (int) => { c_int };
-    (ptr) => { *mut c_void };
-    (intP) => { *mut c_int };
-    (aintP) => { *mut isize };
     (DatatypeP) => { *const usize };
     (RequestP) => { *mut usize };
-    ($handle:ident) => { usize };
+    ($k:ident) => { <ty!($k) as Lower>::Low };
 }
 // What must live until the call (or the request) is over.
 macro_rules! keep {
@@ -229,26 +219,14 @@ macro_rules! keep_longer {
     };
 }
 macro_rules! value {
-    (int $v:ident $kept:ident $q:ident) => {
-        $v
-    };
-    (ptr $v:ident $kept:ident $q:ident) => {
-        $v
-    };
-    (intP $v:ident $kept:ident $q:ident) => {
-        $v
-    };
-    (aintP $v:ident $kept:ident $q:ident) => {
-        $v
-    };
     (DatatypeP $v:ident $kept:ident $q:ident) => {
         $kept.as_ptr()
     };
     (RequestP $v:ident $kept:ident $q:ident) => {
         $q
     };
-    ($handle:ident $v:ident $kept:ident $q:ident) => {
-        real($v)
+    ($k:ident $v:ident $kept:ident $q:ident) => {
+        $v.lower()
     };
 }
 
@@ -294,7 +272,7 @@ macro_rules! call {
 macro_rules! row {
     (collective $name:ident int ($($a:ident: $k:ident),*)) => {
         $crate::export! {
-            fn $name($($a: ty!($k)),*) -> c_int {
+            fn $name($($a: upper!($k)),*) -> c_int {
                 let on = comm_of!($($a: $k),*);
                 #[allow(unused_variables, reason = "only rows with lists of types look at it")]
                 let from = sends_of!($($a: $k),*);
@@ -312,7 +290,7 @@ macro_rules! row {
     };
     (initiates $name:ident int ($($a:ident: $k:ident),*)) => {
         $crate::export! {
-            fn $name($($a: ty!($k)),*) -> c_int {
+            fn $name($($a: upper!($k)),*) -> c_int {
                 let on = comm_of!($($a: $k),*);
                 #[allow(unused_variables, reason = "only rows with lists of types look at it")]
                 let from = sends_of!($($a: $k),*);

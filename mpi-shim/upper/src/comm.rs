@@ -7,17 +7,19 @@
 //! collective that makes it, so no clock of its own counts it.
 #![allow(unsafe_code, reason = "exports functions")]
 
-use core::ffi::{c_char, c_int};
+use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 
 use stillpoint_abi::half::refuse;
 use stillpoint_sys::upper;
 
-use crate::errhandler::{ERR_COMM, put, raise};
+use crate::clock::Within;
+use crate::cross::Inside;
+use crate::errhandler::raise;
 use crate::handles::{
-    Comm, Datatype, FLAG_FREED, FLAG_KEPT, Group, Head, Info, Kind, Op, Room, is_live, make, real, release,
-    retain, unmake,
+    AttrForm, Comm, Datatype, Group, Head, Info, Kind, Op, Room, is_live, make, real, release, retain, unmake,
 };
+use crate::request::{Does, Request};
 use crate::state::lock;
 use crate::{down, export, predefined};
 
@@ -186,237 +188,74 @@ pub fn first() {
     h.local.clone_from(&w.local);
 }
 
-/// One holder less; at the last one the communicator ends.
-///
-/// # Safety
-/// `c` is live and held by the caller.
-pub unsafe fn let_go(c: *mut Comm) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        if release(c) {
-            end(c);
-        }
-    }
-}
-
-/// The real object is freed, and the clock stops.
-///
-/// # Safety
-/// `c` is live, and its last holder has let go of it.
-pub(crate) unsafe fn end(c: *mut Comm) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let _inside = crate::cross::Inside::enter();
-        let mut at = (*c).head.real();
-        if at != 0 {
-            // Local in Open MPI: nobody is waited for.
-            down!(MPI_Comm_free(c: *mut usize = &raw mut at) -> c_int);
-        }
-        crate::clocks::retire((*c).clock);
-        crate::request::begin().store.forget((*c).gid);
-        put((*c).errhandler);
-        lock().comms.retain(|&o| o != c);
-        if !(*c).known {
-            upper().refusals[refuse::STRANGERS].fetch_sub(1, Relaxed);
-        }
-        unmake(c);
-    }
-}
-
-/// The application has freed its handle: what remains to be done by all members.
-///
-/// Freeing is counted like a non-blocking collective, and one that nobody waits for tells when all members have
-/// counted it. Until then the clock stands, so that no checkpoint finds the communicator here and not there. The same
-/// collective agrees on whether some member has persistent requests on it: they can be started again for ever, so all
-/// members keep it.
-unsafe fn depart(c: *mut Comm) {
-    // SAFETY: a live communicator of the application, not a predefined one.
-    unsafe {
-        if (*c).known && (*c).head.real() != 0 && (*c).local.len() + (*c).remote.len() > 1 {
-            let _clock = crate::clock::Within::enter(c);
-            let _inside = crate::cross::Inside::enter();
-            let mut q = 0usize;
-            (*c).head.set(FLAG_FREED);
-            let mut wanted = Box::new([c_int::from((*c).persistent != 0), 0]);
-            let (from, to) = (wanted.as_ptr(), wanted.as_mut_ptr().add(1));
-            let (ty, op) =
-                (real(predefined!(ompi_mpi_int as Datatype)), real(predefined!(ompi_mpi_op_max as Op)));
-            let code = if (*c).inter {
-                down!(MPI_Ibarrier(c: usize = real(c), q: *mut usize = &raw mut q) -> c_int)
-            } else {
-                down!(MPI_Iallreduce(s: *const c_int = from, r: *mut c_int = to, n: c_int = 1, t: usize = ty,
-                    o: usize = op, c: usize = real(c), q: *mut usize = &raw mut q) -> c_int)
-            };
-            if code == 0 {
-                let at = c.expose_provenance();
-                let then: Box<dyn FnOnce()> = Box::new(move || {
-                    if wanted[1] != 0 {
-                        let c = core::ptr::with_exposed_provenance_mut::<Comm>(at);
-                        (*c).head.set(FLAG_KEPT);
-                        retain(c);
-                    }
-                });
-                crate::request::adopt_orphan(q, crate::request::Does::Collective, c, then);
-            }
-        } else {
-            (*c).head.set(FLAG_FREED);
-            if (*c).persistent != 0 {
-                (*c).head.set(FLAG_KEPT);
-                retain(c);
-            }
-        }
-        let_go(c);
-    }
-}
-
-/// Copies bytes into the application's string of `room` bytes, with its closing zero.
-///
-/// # Safety
-/// `to` is writable for `room` bytes.
-pub unsafe fn put_text(text: &[u8], to: *mut c_char, room: usize) -> c_int {
-    let n = text.len().min(room.saturating_sub(1));
-    // SAFETY: `n + 1 <= room`.
-    unsafe {
-        core::ptr::copy_nonoverlapping(text.as_ptr().cast(), to, n);
-        *to.add(n) = 0;
-    }
-    c_int::try_from(n).unwrap_or(0)
-}
-
 pub(crate) fn valid(c: *mut Comm) -> bool {
     // SAFETY: what the application passes as a communicator is a handle.
     unsafe { is_live(c, Kind::Comm) && c != predefined!(ompi_mpi_comm_null as Comm) }
 }
 
-/// Counts as one collective on `c`.
-macro_rules! within {
-    ($c:expr) => {
-        let _clock = crate::clock::Within::enter($c);
-    };
-}
-
 /// Counts a collective of a group that has no communicator yet, while the result lives.
-fn of_group(members: &[u32]) -> Option<crate::clock::Within> {
+pub(crate) fn of_group(members: &[u32]) -> Option<Within> {
     if members.is_empty() || members.contains(&STRANGER) {
         return None;
     }
-    Some(crate::clock::Within::at(crate::clocks::of_group(members)))
+    Some(Within::at(crate::clocks::of_group(members)))
 }
 
-/// World ranks of the remote side of an intercommunicator that is about to be made. The leaders ask each other, which
-/// can be interrupted, and tell their sides in a collective of their own. `None` if that cannot be known: then the
-/// library says what is wrong, or the other side is outside of the job.
-unsafe fn other_side(
-    local: *mut Comm,
-    leader: c_int,
-    bridge: *mut Comm,
-    remote: c_int,
-    tag: c_int,
-) -> Option<Vec<u32>> {
-    // SAFETY: the caller has checked `local`; `bridge` counts at the leader only.
-    unsafe {
-        let mine: &Vec<u32> = &(*local).local;
-        if (*local).inter || usize::try_from(leader).is_ok_and(|l| l >= mine.len()) || leader < 0 {
-            return None;
-        }
-        let mut theirs: Vec<u32> = Vec::new();
-        if (*local).rank == leader {
-            let world = if valid(bridge) { (*bridge).peer_world(remote) } else { None };
-            if let Some(w) =
-                world.filter(|&w| w != STRANGER && !mine.contains(&STRANGER) && !mine.contains(&w))
-            {
-                theirs = leaders(w, mine, 1 << 20 | (tag & 0xf_ffff)).unwrap_or_default();
-            }
-        }
-        let mut n = c_int::try_from(theirs.len()).unwrap_or(0);
-        // The library's handles are read within the clock: before it, the thread may stand still through a restart.
-        let ty = predefined!(ompi_mpi_uint32_t as Datatype);
-        let mut code = {
-            within!(local);
-            down!(MPI_Bcast(b: *mut c_int = &raw mut n, n: c_int = 1, t: usize = real(ty), r: c_int = leader,
-                c: usize = real(local)) -> c_int)
-        };
-        theirs.resize(usize::try_from(n).unwrap_or(0), 0);
-        if code == 0 && n > 0 {
-            within!(local);
-            code = down!(MPI_Bcast(b: *mut u32 = theirs.as_mut_ptr(), n: c_int = n, t: usize = real(ty),
-                r: c_int = leader, c: usize = real(local)) -> c_int);
-        }
-        (code == 0 && n > 0).then_some(theirs)
-    }
-}
-
-/// The members of the other leader's side, for those of this one.
-fn leaders(other: u32, mine: &[u32], tag: c_int) -> Option<Vec<u32>> {
-    let bytes: Vec<u8> = mine.iter().flat_map(|r| r.to_le_bytes()).collect();
-    let mut n = [0u8; 4];
-    let len = u32::try_from(mine.len()).ok()?;
-    if crate::p2p::exchange(other, &len.to_le_bytes(), other, &mut n, tag) != 0 {
-        return None;
-    }
-    let mut theirs = vec![0u8; u32::from_le_bytes(n) as usize * 4];
-    if crate::p2p::exchange(other, &bytes, other, &mut theirs, tag) != 0 {
-        return None;
-    }
-    Some(theirs.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-}
-
-macro_rules! check {
-    ($c:ident, $name:literal) => {
-        if !valid($c) {
-            return raise(core::ptr::null_mut(), ERR_COMM, $name);
+/// Returns with an error unless `$c` is a communicator.
+macro_rules! check_comm {
+    ($c:expr, $name:expr) => {
+        if !$crate::comm::valid($c) {
+            return $crate::errhandler::raise(core::ptr::null_mut(), $crate::errhandler::ERR_COMM, $name);
         }
     };
 }
-macro_rules! finish {
-    ($code:ident, $c:ident, $at:ident, $new:ident, $name:literal) => {{
-        if $code != 0 {
-            return raise($c.cast(), $code, $name);
+pub(crate) use check_comm;
+
+/// The end of a call over `parent` that makes a communicator, the library's `at`.
+///
+/// # Safety
+/// `parent` is live; `new` is writable. All members of `at` call this.
+pub(crate) unsafe fn made(
+    code: c_int,
+    at: usize,
+    parent: *mut Comm,
+    new: *mut *mut Comm,
+    name: &str,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if code != 0 {
+            return raise(parent.cast(), code, name);
         }
-        *$new = adopt($at, $c);
-        0
-    }};
+        *new = adopt(at, parent);
+    }
+    0
 }
+
 export! {
     fn MPI_Comm_rank(comm: *mut Comm, rank: *mut c_int) -> c_int {
-        check!(comm, "MPI_Comm_rank");
+        check_comm!(comm, "MPI_Comm_rank");
         *rank = (*comm).rank;
         0
     }
     fn MPI_Comm_size(comm: *mut Comm, size: *mut c_int) -> c_int {
-        check!(comm, "MPI_Comm_size");
+        check_comm!(comm, "MPI_Comm_size");
         *size = (*comm).size;
         0
     }
-    fn MPI_Comm_remote_size(comm: *mut Comm, size: *mut c_int) -> c_int {
-        check!(comm, "MPI_Comm_remote_size");
-        if !(*comm).inter {
-            return raise(comm.cast(), ERR_COMM, "MPI_Comm_remote_size");
-        }
-        *size = c_int::try_from((*comm).remote.len()).unwrap_or(0);
-        0
-    }
     fn MPI_Comm_test_inter(comm: *mut Comm, flag: *mut c_int) -> c_int {
-        check!(comm, "MPI_Comm_test_inter");
+        check_comm!(comm, "MPI_Comm_test_inter");
         *flag = c_int::from((*comm).inter);
         0
     }
     fn MPI_Comm_group(comm: *mut Comm, group: *mut *mut Group) -> c_int {
-        check!(comm, "MPI_Comm_group");
+        check_comm!(comm, "MPI_Comm_group");
         *group = crate::group::of((*comm).local.clone());
         0
     }
-    fn MPI_Comm_remote_group(comm: *mut Comm, group: *mut *mut Group) -> c_int {
-        check!(comm, "MPI_Comm_remote_group");
-        if !(*comm).inter {
-            return raise(comm.cast(), ERR_COMM, "MPI_Comm_remote_group");
-        }
-        *group = crate::group::of((*comm).remote.clone());
-        0
-    }
     fn MPI_Comm_compare(a: *mut Comm, b: *mut Comm, result: *mut c_int) -> c_int {
-        check!(a, "MPI_Comm_compare");
-        check!(b, "MPI_Comm_compare");
+        check_comm!(a, "MPI_Comm_compare");
+        check_comm!(b, "MPI_Comm_compare");
         *result = if a == b {
             0
         } else if (*a).inter != (*b).inter {
@@ -429,10 +268,10 @@ export! {
         0
     }
     fn MPI_Comm_dup(comm: *mut Comm, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Comm_dup");
+        check_comm!(comm, "MPI_Comm_dup");
         let mut at = 0usize;
         let code = {
-            within!(comm);
+            let _clock = Within::enter(comm);
             let code = down!(MPI_Comm_dup(c: usize = real(comm), n: *mut usize = &raw mut at) -> c_int);
             if code == 0 {
                 let c = adopt(at, comm);
@@ -448,14 +287,14 @@ export! {
         }
         crate::attr::copy_all(comm.cast(), (*new).cast())
     }
-    fn MPI_Comm_idup(comm: *mut Comm, new: *mut *mut Comm, request: *mut *mut crate::request::Request) -> c_int {
-        check!(comm, "MPI_Comm_idup");
+    fn MPI_Comm_idup(comm: *mut Comm, new: *mut *mut Comm, request: *mut *mut Request) -> c_int {
+        check_comm!(comm, "MPI_Comm_idup");
         *request = crate::request::null();
         let c = make(Comm::new(Head::new(Kind::Comm, 0)));
         let mut place = Box::new(0usize);
         let code = {
-            within!(comm);
-            let _inside = crate::cross::Inside::enter();
+            let _clock = Within::enter(comm);
+            let _inside = Inside::enter();
             let (mut q, n) = (0usize, &raw mut *place);
             let code = down!(MPI_Comm_idup(c: usize = real(comm), n: *mut usize = n, q: *mut usize = &raw mut q) -> c_int);
             if code == 0 {
@@ -483,7 +322,7 @@ export! {
                     // Never the last holder: it cannot be freed before it exists.
                     release(c);
                 });
-                *request = crate::request::adopt(q, crate::request::Does::Collective, comm, Some(then));
+                *request = crate::request::adopt(q, Does::Collective, comm, Some(then));
             }
             code
         };
@@ -502,33 +341,33 @@ export! {
         code
     }
     fn MPI_Comm_split(comm: *mut Comm, color: c_int, key: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Comm_split");
-        within!(comm);
+        check_comm!(comm, "MPI_Comm_split");
+        let _clock = Within::enter(comm);
         let mut at = 0usize;
         let code = down!(MPI_Comm_split(
             c: usize = real(comm), o: c_int = color, k: c_int = key, n: *mut usize = &raw mut at) -> c_int);
-        finish!(code, comm, at, new, "MPI_Comm_split")
+        made(code, at, comm, new, "MPI_Comm_split")
     }
     fn MPI_Comm_split_type(comm: *mut Comm, kind: c_int, key: c_int, _info: *mut Info, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Comm_split_type");
-        within!(comm);
+        check_comm!(comm, "MPI_Comm_split_type");
+        let _clock = Within::enter(comm);
         let mut at = 0usize;
         let none = real(predefined!(ompi_mpi_info_null as Info));
         let code = down!(MPI_Comm_split_type(
             c: usize = real(comm), t: c_int = kind, k: c_int = key, i: usize = none, n: *mut usize = &raw mut at) -> c_int);
-        finish!(code, comm, at, new, "MPI_Comm_split_type")
+        made(code, at, comm, new, "MPI_Comm_split_type")
     }
     fn MPI_Comm_create(comm: *mut Comm, group: *mut Group, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Comm_create");
-        within!(comm);
+        check_comm!(comm, "MPI_Comm_create");
+        let _clock = Within::enter(comm);
         let mut at = 0usize;
         let mut g = crate::group::lower(group);
         let code = down!(MPI_Comm_create(c: usize = real(comm), g: usize = g, n: *mut usize = &raw mut at) -> c_int);
         crate::group::lower_free(&mut g);
-        finish!(code, comm, at, new, "MPI_Comm_create")
+        made(code, at, comm, new, "MPI_Comm_create")
     }
     fn MPI_Comm_create_group(comm: *mut Comm, group: *mut Group, tag: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Comm_create_group");
+        check_comm!(comm, "MPI_Comm_create_group");
         let mut members = if is_live(group, Kind::Group) { (*group).ranks.clone() } else { Vec::new() };
         members.sort_unstable();
         let _clock = of_group(&members);
@@ -537,67 +376,17 @@ export! {
         let code = down!(MPI_Comm_create_group(
             c: usize = real(comm), g: usize = g, t: c_int = tag, n: *mut usize = &raw mut at) -> c_int);
         crate::group::lower_free(&mut g);
-        finish!(code, comm, at, new, "MPI_Comm_create_group")
-    }
-    fn MPI_Intercomm_create(local: *mut Comm, leader: c_int, bridge: *mut Comm, remote: c_int, tag: c_int, new: *mut *mut Comm) -> c_int {
-        check!(local, "MPI_Intercomm_create");
-        let theirs = other_side(local, leader, bridge, remote, tag);
-        let _clock = theirs.map(|mut all| {
-            all.extend(&(*local).local);
-            all.sort_unstable();
-            of_group(&all)
-        });
-        let mut at = 0usize;
-        let code = down!(MPI_Intercomm_create(
-            l: usize = real(local), a: c_int = leader, b: usize = real(bridge), r: c_int = remote, t: c_int = tag,
-            n: *mut usize = &raw mut at) -> c_int);
-        finish!(code, local, at, new, "MPI_Intercomm_create")
-    }
-    fn MPI_Intercomm_merge(comm: *mut Comm, high: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Intercomm_merge");
-        within!(comm);
-        let mut at = 0usize;
-        let code = down!(MPI_Intercomm_merge(c: usize = real(comm), h: c_int = high, n: *mut usize = &raw mut at) -> c_int);
-        finish!(code, comm, at, new, "MPI_Intercomm_merge")
-    }
-    fn MPI_Comm_free(comm: *mut *mut Comm) -> c_int {
-        let c = *comm;
-        check!(c, "MPI_Comm_free");
-        if (*c).head.predefined >= 0 {
-            return raise(c.cast(), ERR_COMM, "MPI_Comm_free");
-        }
-        let code = crate::attr::delete_all(c.cast());
-        if code != 0 {
-            return raise(c.cast(), code, "MPI_Comm_free");
-        }
-        depart(c);
-        *comm = predefined!(ompi_mpi_comm_null as Comm);
-        0
-    }
-    fn MPI_Comm_set_name(comm: *mut Comm, name: *const c_char) -> c_int {
-        check!(comm, "MPI_Comm_set_name");
-        let text = core::ffi::CStr::from_ptr(name).to_bytes();
-        (*comm).name = text[..text.len().min(63)].to_vec();
-        0
-    }
-    fn MPI_Comm_get_name(comm: *mut Comm, name: *mut c_char, len: *mut c_int) -> c_int {
-        if comm == predefined!(ompi_mpi_comm_null as Comm) {
-            *len = put_text(b"MPI_COMM_NULL", name, 64);
-            return 0;
-        }
-        check!(comm, "MPI_Comm_get_name");
-        *len = put_text(&(*comm).name, name, 64);
-        0
+        made(code, at, comm, new, "MPI_Comm_create_group")
     }
     fn MPI_Comm_set_info(comm: *mut Comm, info: *mut Info) -> c_int {
-        check!(comm, "MPI_Comm_set_info");
+        check_comm!(comm, "MPI_Comm_set_info");
         if is_live(info, Kind::Info) {
             (*comm).info = (*info).pairs.clone();
         }
         0
     }
     fn MPI_Comm_get_info(comm: *mut Comm, info: *mut *mut Info) -> c_int {
-        check!(comm, "MPI_Comm_get_info");
+        check_comm!(comm, "MPI_Comm_get_info");
         *info = make(Info { head: Head::new(Kind::Info, 0), pairs: (*comm).info.clone() });
         0
     }
@@ -613,35 +402,7 @@ export! {
 
 export! {
     fn MPI_Comm_get_attr(comm: *mut Comm, key: c_int, value: *mut core::ffi::c_void, flag: *mut c_int) -> c_int {
-        check!(comm, "MPI_Comm_get_attr");
-        crate::attr::get(comm.cast(), key, value, flag, crate::handles::AttrForm::C)
-    }
-    fn MPI_Comm_disconnect(comm: *mut *mut Comm) -> c_int {
-        let c = *comm;
-        check!(c, "MPI_Comm_disconnect");
-        if (*c).head.predefined >= 0 {
-            return raise(c.cast(), ERR_COMM, "MPI_Comm_disconnect");
-        }
-        crate::completion::wait_for_comm(c);
-        if (*c).known {
-            // All members come here, as in the library's own; a barrier that can be interrupted.
-            let mut q = crate::request::null();
-            let code = crate::collective::MPI_Ibarrier(c, &raw mut q);
-            if code != 0 {
-                return code;
-            }
-            crate::request::MPI_Wait(&raw mut q, core::ptr::null_mut());
-            return MPI_Comm_free(comm);
-        }
-        let code = crate::attr::delete_all(c.cast());
-        if code != 0 {
-            return raise(c.cast(), code, "MPI_Comm_disconnect");
-        }
-        let mut at = real(c);
-        let code = down!(MPI_Comm_disconnect(c: *mut usize = &raw mut at) -> c_int);
-        (*c).head.set_real(0);
-        depart(c);
-        *comm = predefined!(ompi_mpi_comm_null as Comm);
-        raise(core::ptr::null_mut(), code, "MPI_Comm_disconnect")
+        check_comm!(comm, "MPI_Comm_get_attr");
+        crate::attr::get(comm.cast(), key, value, flag, AttrForm::C)
     }
 }

@@ -6,10 +6,8 @@
 #![allow(unsafe_code, reason = "requests are raw pointers that the application passes in")]
 
 use crate::cross::thread;
-use crate::handles::{self, Comm, Status, real};
-use crate::request::{
-    Does, ERR_IN_STATUS, ERR_REQUEST, Generalized, In, Request, SUCCESS, UNDEFINED, begin, null, tell,
-};
+use crate::handles::{Comm, Status, real};
+use crate::request::{ERR_IN_STATUS, ERR_REQUEST, In, Request, SUCCESS, UNDEFINED, begin, null, tell};
 use crate::{down, export, predefined};
 use alloc::vec::Vec;
 use core::ffi::{c_int, c_void};
@@ -20,13 +18,7 @@ unsafe fn query(r: *mut Request) {
     // SAFETY: a live request; the functions are the application's, called at depth 0 as the library would.
     unsafe {
         if let Some(g) = (*r).generalized {
-            let f = core::mem::transmute::<usize, unsafe extern "C" fn(usize, *mut Status) -> c_int>(g.query);
-            let mut s = Status::EMPTY;
-            s.source = UNDEFINED;
-            s.tag = UNDEFINED;
-            let code = f(g.extra, &raw mut s);
-            (*r).status = s;
-            (*r).code = code;
+            ((*r).status, (*r).code) = g.query();
         }
     }
 }
@@ -50,8 +42,7 @@ unsafe fn finish(at: *mut *mut Request, status: *mut Status, with_error: bool) -
         }
         drop(p);
         if let Some(g) = g {
-            let f = core::mem::transmute::<usize, unsafe extern "C" fn(usize) -> c_int>(g.free);
-            f(g.extra);
+            g.free();
         }
         code
     }
@@ -178,12 +169,9 @@ unsafe fn done_now(r: *mut Request) -> bool {
 }
 
 /// Reports `code` of a request to the error handler of its communicator.
-unsafe fn raise(comm: *mut Comm, code: c_int) -> c_int {
-    if code == SUCCESS {
-        return code;
-    }
+pub(crate) unsafe fn raise(comm: *mut Comm, code: c_int) -> c_int {
     // SAFETY: null, or a communicator that the application still has.
-    unsafe { crate::p2p::fail(comm, code, "MPI_Wait") }
+    unsafe { crate::p2p::outcome(comm, code, "MPI_Wait") }
 }
 
 unsafe fn comm_of(r: *mut Request) -> *mut Comm {
@@ -440,19 +428,14 @@ export! {
             if (*r).done {
                 p.end(r);
                 drop(p);
-                let f = core::mem::transmute::<usize, unsafe extern "C" fn(usize) -> c_int>(g.free);
-                f(g.extra);
+                g.free();
             }
             return SUCCESS;
         }
         if !(*r).active || (*r).done {
             p.end(r);
         } else {
-            (*r).orphan = true;
-            p.orphans += 1;
-            if p.orphans >= 16 {
-                p.sweep();
-            }
+            p.orphan(r);
         }
         SUCCESS
     }
@@ -463,8 +446,7 @@ export! {
             return raise(core::ptr::null_mut(), ERR_REQUEST);
         }
         if let Some(g) = (*r).generalized {
-            let f = core::mem::transmute::<usize, unsafe extern "C" fn(usize, c_int) -> c_int>(g.cancel);
-            return f(g.extra, c_int::from((*r).done));
+            return g.cancel((*r).done);
         }
         let _p = begin();
         let mut real = (*r).head.real();
@@ -474,40 +456,6 @@ export! {
         }
         (*r).cancelled = true;
         down!(MPI_Cancel(q: *mut usize = &raw mut real) -> c_int)
-    }
-
-    fn MPI_Grequest_start(query: *mut c_void, free: *mut c_void, cancel: *mut c_void, extra: *mut c_void,
-                          request: *mut *mut Request) -> c_int {
-        let mut r = Request::new(Does::Generalized);
-        r.generalized = Some(Generalized {
-            query: query.expose_provenance(),
-            free: free.expose_provenance(),
-            cancel: cancel.expose_provenance(),
-            extra: extra.expose_provenance(),
-        });
-        let mut p = begin();
-        let r = handles::make(r);
-        p.enlist(r);
-        *request = r;
-        SUCCESS
-    }
-
-    fn MPI_Grequest_complete(request: *mut Request) -> c_int {
-        if request == null() {
-            return raise(core::ptr::null_mut(), ERR_REQUEST);
-        }
-        let mut p = begin();
-        (*request).done = true;
-        if (*request).orphan {
-            let g = (*request).generalized;
-            p.end(request);
-            drop(p);
-            if let Some(g) = g {
-                let f = core::mem::transmute::<usize, unsafe extern "C" fn(usize) -> c_int>(g.free);
-                return f(g.extra);
-            }
-        }
-        SUCCESS
     }
 }
 

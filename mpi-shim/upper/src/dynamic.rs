@@ -9,8 +9,8 @@ use alloc::vec::Vec;
 use core::ffi::{c_char, c_int};
 
 use crate::clock::Within;
-use crate::comm::{adopt, valid};
-use crate::errhandler::{ERR_COMM, raise};
+use crate::comm::{adopt, check_comm};
+use crate::errhandler::raise;
 use crate::handles::{Comm, Info, real};
 use crate::{down, export, info, predefined};
 
@@ -33,13 +33,23 @@ named! {
     MPI_Lookup_name(service);
 }
 
+/// The end of a call over `parent` that meets others: a communicator for the library's `at`, or null.
+///
+/// # Safety
+/// `parent` is null or live; `new` is writable.
+unsafe fn met(code: c_int, at: usize, parent: *mut Comm, new: *mut *mut Comm, name: &str) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        *new = if code == 0 { adopt(at, parent) } else { predefined!(ompi_mpi_comm_null as Comm) };
+        raise(parent.cast(), code, name)
+    }
+}
+
 macro_rules! meets {
     ($($name:ident)*) => {
         export! { $(
             fn $name(port: *const c_char, info: *mut Info, root: c_int, comm: *mut Comm, new: *mut *mut Comm) -> c_int {
-                if !valid(comm) {
-                    return raise(core::ptr::null_mut(), ERR_COMM, stringify!($name));
-                }
+                check_comm!(comm, stringify!($name));
                 let _clock = Within::enter(comm);
                 let mut at = 0usize;
                 let mut hints = info::lower(info);
@@ -47,8 +57,7 @@ macro_rules! meets {
                     p: *const c_char = port, i: usize = hints, r: c_int = root, c: usize = real(comm),
                     n: *mut usize = &raw mut at) -> c_int);
                 info::lower_free(&mut hints);
-                *new = if code == 0 { adopt(at, comm) } else { predefined!(ompi_mpi_comm_null as Comm) };
-                raise(comm.cast(), code, stringify!($name))
+                met(code, at, comm, new, stringify!($name))
             }
         )* }
     };
@@ -63,13 +72,10 @@ export! {
     fn MPI_Comm_join(fd: c_int, new: *mut *mut Comm) -> c_int {
         let mut at = 0usize;
         let code = down!(MPI_Comm_join(f: c_int = fd, n: *mut usize = &raw mut at) -> c_int);
-        *new = if code == 0 { adopt(at, core::ptr::null_mut()) } else { predefined!(ompi_mpi_comm_null as Comm) };
-        raise(core::ptr::null_mut(), code, "MPI_Comm_join")
+        met(code, at, core::ptr::null_mut(), new, "MPI_Comm_join")
     }
     fn MPI_Comm_spawn(command: *const c_char, argv: *mut *mut c_char, n: c_int, info: *mut Info, root: c_int, comm: *mut Comm, new: *mut *mut Comm, codes: *mut c_int) -> c_int {
-        if !valid(comm) {
-            return raise(core::ptr::null_mut(), ERR_COMM, "MPI_Comm_spawn");
-        }
+        check_comm!(comm, "MPI_Comm_spawn");
         let _clock = Within::enter(comm);
         let mut at = 0usize;
         let mut hints = info::lower(info);
@@ -77,13 +83,10 @@ export! {
             x: *const c_char = command, a: *mut *mut c_char = argv, n: c_int = n, i: usize = hints, r: c_int = root,
             c: usize = real(comm), new: *mut usize = &raw mut at, e: *mut c_int = codes) -> c_int);
         info::lower_free(&mut hints);
-        *new = if code == 0 { adopt(at, comm) } else { predefined!(ompi_mpi_comm_null as Comm) };
-        raise(comm.cast(), code, "MPI_Comm_spawn")
+        met(code, at, comm, new, "MPI_Comm_spawn")
     }
     fn MPI_Comm_spawn_multiple(count: c_int, commands: *mut *mut c_char, argvs: *mut *mut *mut c_char, ns: *const c_int, infos: *const *mut Info, root: c_int, comm: *mut Comm, new: *mut *mut Comm, codes: *mut c_int) -> c_int {
-        if !valid(comm) {
-            return raise(core::ptr::null_mut(), ERR_COMM, "MPI_Comm_spawn_multiple");
-        }
+        check_comm!(comm, "MPI_Comm_spawn_multiple");
         let _clock = Within::enter(comm);
         let mut at = 0usize;
         // Only the root's arguments count; the others may pass anything.
@@ -94,7 +97,6 @@ export! {
             i: *const usize = hints.as_ptr(), r: c_int = root, c: usize = real(comm), new: *mut usize = &raw mut at,
             e: *mut c_int = codes) -> c_int);
         hints.iter_mut().for_each(info::lower_free);
-        *new = if code == 0 { adopt(at, comm) } else { predefined!(ompi_mpi_comm_null as Comm) };
-        raise(comm.cast(), code, "MPI_Comm_spawn_multiple")
+        met(code, at, comm, new, "MPI_Comm_spawn_multiple")
     }
 }

@@ -11,11 +11,11 @@ use stillpoint_abi::half::refuse;
 use stillpoint_sys::upper;
 
 use crate::clock::Within;
-use crate::comm::valid;
+use crate::comm::check_comm;
 use crate::cross::Inside;
-use crate::errhandler::{ERR_COMM, raise};
+use crate::errhandler::raise;
 use crate::handles::{Comm, Datatype, File, Group, Head, Info, Kind, is_live, make, real, retain, unmake};
-use crate::request::{Does, Request, adopt as adopt_request, null};
+use crate::request::{Request, foreign};
 use crate::{down, export, group, info, predefined};
 
 /// MPI_ERR_FILE.
@@ -55,9 +55,7 @@ unsafe fn view(f: *mut File, new: [*mut Datatype; 2]) {
 
 export! {
     fn MPI_File_open(comm: *mut Comm, name: *const c_char, mode: c_int, info: *mut Info, file: *mut *mut File) -> c_int {
-        if !valid(comm) {
-            return raise(core::ptr::null_mut(), ERR_COMM, "MPI_File_open");
-        }
+        check_comm!(comm, "MPI_File_open");
         let code = {
             let _clock = Within::enter(comm);
             let _inside = Inside::enter();
@@ -181,12 +179,7 @@ macro_rules! requested {
                     let code = down!($name(
                         f: usize = real(file), $($offset: i64 = $offset,)? b: *mut c_void = buf, n: c_int = n,
                         t: usize = real(t), q: *mut usize = &raw mut q) -> c_int);
-                    *request = if code == 0 {
-                        adopt_request(q, Does::Foreign, core::ptr::null_mut(), None)
-                    } else {
-                        null()
-                    };
-                    code
+                    foreign(code, q, request)
                 };
                 raise(file.cast(), code, stringify!($name))
             }

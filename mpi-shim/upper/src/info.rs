@@ -1,14 +1,14 @@
-//! Infos: lists of keys and values, kept here alone. Upper half.
+//! Infos: lists of keys and values, kept here. Upper half.
 //!
-//! What a reader would get wrong: hints do not reach the library; they are the application's wishes, and it may ask
-//! for them back.
+//! What a reader would get wrong: the hints of a communicator do not reach the library; they are the application's
+//! wishes, and it may ask for them back. Calls that are passed through take a real info, made for the call alone.
 #![allow(unsafe_code, reason = "exports functions")]
 
 use core::ffi::{CStr, c_char, c_int};
 
-use crate::comm::put_text;
 use crate::errhandler::raise;
 use crate::handles::{Head, Info, Kind, is_live, make, unmake};
+use crate::names::put_text;
 use crate::{down, export, predefined};
 
 const ERR_INFO_KEY: c_int = 31;

@@ -10,7 +10,8 @@ use crate::down;
 use crate::drain::Told;
 use crate::handles::{self, Comm, Head, Kind, Status};
 use crate::matching::{Store, SyncId};
-use crate::request::{Does, Message, Request, SUCCESS};
+use crate::probe::Message;
+use crate::request::{Does, Request, SUCCESS};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
@@ -144,7 +145,7 @@ fn end_all(i: &mut In) {
         // SAFETY: their last holder has let go of them.
         unsafe {
             match (*o).kind {
-                Kind::Comm => crate::comm::end(o.cast()),
+                Kind::Comm => crate::departure::end(o.cast()),
                 Kind::Datatype => crate::types::end(o.cast()),
                 _ => handles::unmake(o),
             }
@@ -301,7 +302,7 @@ impl P2p {
                 (*r).head.set_real(0);
                 let ty = handles::real((*r).datatype);
                 ((*r).status, (*r).code) = if code == SUCCESS {
-                    crate::p2p::deliver(self, &d, (*r).buf, (*r).count, ty)
+                    crate::delivery::deliver(self, &d, (*r).buf, (*r).count, ty)
                 } else {
                     (status, code)
                 };
@@ -388,7 +389,8 @@ impl P2p {
         unsafe {
             // The orphan that sends, not the request that the application knows.
             if (*r).does == Does::Bsend && (*r).orphan && !(*r).persistent {
-                self.buffer.2 = self.buffer.2.saturating_sub((*r).front.len() + crate::p2p::BSEND_OVERHEAD);
+                self.buffer.2 =
+                    self.buffer.2.saturating_sub((*r).front.len() + crate::buffered::BSEND_OVERHEAD);
             }
             if (*r).persistent {
                 (*(*r).comm).persistent -= 1;
@@ -396,6 +398,19 @@ impl P2p {
                 self.let_go((*r).datatype.cast());
             }
             handles::unmake(r);
+        }
+    }
+
+    /// Nobody waits for `r` any more: it goes when it is complete.
+    ///
+    /// # Safety
+    /// `r` is live and active, and no orphan yet.
+    pub(crate) unsafe fn orphan(&mut self, r: *mut Request) {
+        // SAFETY: the caller's promise.
+        unsafe { (*r).orphan = true };
+        self.orphans += 1;
+        if self.orphans >= 16 {
+            self.sweep();
         }
     }
 

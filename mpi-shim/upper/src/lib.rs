@@ -1,9 +1,12 @@
 //! The MPI front: a library with the name and the symbols of Open MPI's libmpi.so.40, loaded in its place. Upper half.
 //!
-//! - [`handles`]: the objects behind the application's handles; [`predefined`]: those with fixed names.
+//! - [`handles`]: what the application sees; [`objects`]: what is behind; [`predefined`]: those with fixed names.
 //! - [`cross`]: the way down; [`export`](crate::export): the way in; [`wrap`]: regular functions, from the table.
-//! - [`comm`], [`group`], [`types`], [`op`], [`info`], [`attr`], [`errhandler`], [`env`](mod@env): the chapters.
-//! - [`fortran`]: integer handles.
+//! - [`comm`], `intercomm`, `departure`, [`topology`], [`group`], [`types`], [`op`], [`info`], [`attr`], `names`,
+//!   [`errhandler`], [`env`](mod@env): the chapters; `win`, `file`, `dynamic`: those that are passed through.
+//! - `p2p`, `buffered`, `probe`, `collective`: messages; `request`, `ledger`, `completion`, `generalized`: requests.
+//! - `drain`, `matching`, `delivery`: messages brought home, and given out; `rebuild`: real objects after a restart.
+//! - [`fortran`]: integer handles; [`cxx`]: what the vendor's Fortran and C++ libraries import.
 //!
 //! What a reader would get wrong: nothing here is meant to work outside of a process with two halves.
 
@@ -15,6 +18,7 @@ extern crate alloc;
 static MEMORY: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 pub mod attr;
+mod buffered;
 mod clock;
 mod clocks;
 mod collective;
@@ -22,6 +26,8 @@ pub mod comm;
 mod completion;
 pub mod cross;
 pub mod cxx;
+mod delivery;
+mod departure;
 mod drain;
 mod dynamic;
 pub mod env;
@@ -31,14 +37,20 @@ mod f90;
 mod file;
 pub mod fortran;
 mod front;
+mod generalized;
 pub mod group;
 pub mod handles;
 pub mod info;
+mod intercomm;
+mod kinds;
 mod ledger;
 mod matching;
+mod names;
+pub mod objects;
 pub mod op;
 mod p2p;
 pub mod predefined;
+mod probe;
 mod rebuild;
 mod refused;
 mod request;

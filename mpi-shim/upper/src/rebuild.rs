@@ -25,6 +25,9 @@ use crate::handles::{Comm, Errhandler, FLAG_COMMITTED, FLAG_FREED, FLAG_KEPT, Op
 use crate::state::lock;
 use crate::{down, predefined};
 
+/// The first of the predefined keys.
+const TAG_UB: c_int = 0;
+
 /// Has the library of this start loaded, and learns where its predefined objects are.
 pub(crate) fn connect() {
     crate::env::load();
@@ -72,19 +75,16 @@ fn init() -> Result<(), String> {
     if got < provided {
         return Err(format!("this MPI library offers thread level {got}, the program was given {provided}"));
     }
-    let (mut r, mut n, mut flag): (c_int, c_int, c_int) = (0, 0, 0);
-    let mut at: *mut c_int = core::ptr::null_mut();
+    let (mut r, mut n): (c_int, c_int) = (0, 0);
     let w = world();
     ok(down!(MPI_Comm_rank(c: usize = w, r: *mut c_int = &raw mut r) -> c_int), "MPI_Comm_rank")?;
     ok(down!(MPI_Comm_size(c: usize = w, n: *mut c_int = &raw mut n) -> c_int), "MPI_Comm_size")?;
     if (i64::from(r), i64::from(n)) != (i64::from(rank), i64::from(size)) {
         return Err(format!("this is rank {r} of {n}, the image is of rank {rank} of {size}"));
     }
-    let code = down!(MPI_Comm_get_attr(c: usize = w, k: c_int = 0, v: *mut *mut c_int = &raw mut at,
-        f: *mut c_int = &raw mut flag) -> c_int);
+    let (code, now) = crate::attr::builtin(TAG_UB);
     ok(code, "MPI_Comm_get_attr")?;
-    // SAFETY: the library hands out a pointer to an integer of its own, read at once.
-    let now = if flag != 0 && !at.is_null() { unsafe { *at } } else { 0 };
+    let now = now.unwrap_or(0);
     if now < tag_ub {
         return Err(format!("this MPI library allows tags up to {now}, the program was told {tag_ub}"));
     }

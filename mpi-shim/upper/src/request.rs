@@ -7,7 +7,8 @@
 //!                      └─ Request_free ─▶ orphan ─▶ gone when done
 //! ```
 //!
-//! The lists of requests and their lock are in `ledger.rs`, the calls that wait and test in `completion.rs`.
+//! The lists of requests and their lock are in `ledger.rs`, the calls that wait and test in `completion.rs`, the
+//! application's own requests in `generalized.rs`.
 //!
 //! What a reader would get wrong: `done` is known upstairs before the application asks: the drain completes requests
 //! on its own, and their statuses wait here. So every call looks at `done` first and below only afterwards, and a
@@ -15,6 +16,7 @@
 //! is inactive; MPI_Start issues an ordinary one.
 #![allow(unsafe_code, reason = "requests are raw pointers that the application passes in")]
 
+use crate::generalized::Generalized;
 use crate::handles::{self, Comm, Datatype, Head, Kind, Status};
 use crate::matching::Drained;
 use crate::predefined;
@@ -50,17 +52,7 @@ pub(crate) enum Does {
     /// MPI_Grequest_start.
     Generalized,
     /// One-sided or IO: passed through.
-    #[allow(dead_code, reason = "for chapters that are passed through")]
     Foreign,
-}
-
-/// The application's functions of a generalized request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Generalized {
-    pub(crate) query: usize,
-    pub(crate) free: usize,
-    pub(crate) cancel: usize,
-    pub(crate) extra: usize,
 }
 
 /// A request. `head.real` is the library's; 0: there is none (inactive, or complete).
@@ -148,15 +140,11 @@ impl Request {
         self.does == Does::Recv && status.cancelled == 0
     }
 
-    /// The receiver of a drained synchronous send has matched it.
+    /// The receiver of a drained synchronous send has matched it, or nobody has been told of the send after all: what
+    /// the library says counts again.
     pub(crate) fn acknowledged(&mut self) {
         self.unacknowledged = false;
         self.done = self.active && self.head.real() == 0;
-    }
-
-    /// Nobody has been told of this synchronous send after all: what the library says counts again.
-    pub(crate) fn forget_peer(&mut self) {
-        self.acknowledged();
     }
 
     /// The application has been told: what is left of it. True: nothing, the object can go.
@@ -170,15 +158,6 @@ impl Request {
     }
 }
 
-/// A message taken by a matched probe.
-#[repr(C)]
-#[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) head: Head,
-    pub(crate) comm: *mut Comm,
-    pub(crate) status: Status,
-    pub(crate) drained: Option<Drained>,
-}
 /// `MPI_REQUEST_NULL`.
 #[inline(always)]
 pub(crate) fn null() -> *mut Request {
@@ -202,16 +181,22 @@ pub(crate) fn adopt(
     r
 }
 
-/// The same for a call that the application does not know of: it goes when it is complete.
+/// The end of a call that is passed through and makes a request: one for the library's `real`, or null.
+///
+/// # Safety
+/// `request` is writable.
+pub(crate) unsafe fn foreign(code: c_int, real: usize, request: *mut *mut Request) -> c_int {
+    let r = if code == SUCCESS { adopt(real, Does::Foreign, core::ptr::null_mut(), None) } else { null() };
+    // SAFETY: the caller's promise.
+    unsafe { *request = r };
+    code
+}
+
+/// As [`adopt`], for a call that the application does not know of: it goes when it is complete.
 pub(crate) fn adopt_orphan(real: usize, does: Does, comm: *mut Comm, then: Box<dyn FnOnce()>) {
     let r = adopt(real, does, comm, Some(then));
-    let mut p = begin();
     // SAFETY: just made, and known to nobody else.
-    unsafe { (*r).orphan = true };
-    p.orphans += 1;
-    if p.orphans >= 16 {
-        p.sweep();
-    }
+    unsafe { begin().orphan(r) };
 }
 
 /// What a single completion writes: all but the error field (MPI 3.1, 3.2.5).

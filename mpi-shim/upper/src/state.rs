@@ -70,12 +70,6 @@ pub struct State {
     pub gids: u64,
     /// Clocks that have ended and whose places are not free yet.
     pub retired: Vec<u32>,
-    /// Windows and files that exist, dynamic processes met: why a checkpoint must be refused.
-    pub windows: u32,
-    /// Open files.
-    pub files: u32,
-    /// Communicators that lead to processes outside of the job.
-    pub strangers: u32,
     /// World rank.
     pub rank: u32,
     /// World size.
@@ -106,9 +100,6 @@ impl State {
             fortran: [const { Vec::new() }; N_KINDS],
             gids: 0,
             retired: Vec::new(),
-            windows: 0,
-            files: 0,
-            strangers: 0,
             rank: 0,
             size: 0,
             builtin: [0; 7],

@@ -8,25 +8,17 @@ use alloc::vec::Vec;
 use core::ffi::c_int;
 
 use crate::clock::Within;
-use crate::comm::{UNDEFINED, adopt, valid};
-use crate::errhandler::{ERR_COMM, raise};
+use crate::comm::{UNDEFINED, check_comm, made, valid};
+use crate::errhandler::raise;
 use crate::handles::{Comm, Info, Topology, real};
 use crate::{down, export, predefined};
 
 /// MPI_ERR_TOPOLOGY.
 const ERR_TOPOLOGY: c_int = 11;
 
-macro_rules! check {
-    ($c:ident, $name:literal) => {
-        if !valid($c) {
-            return raise(core::ptr::null_mut(), ERR_COMM, $name);
-        }
-    };
-}
-
 export! {
     fn MPI_Topo_test(comm: *mut Comm, status: *mut c_int) -> c_int {
-        check!(comm, "MPI_Topo_test");
+        check_comm!(comm, "MPI_Topo_test");
         *status = match (*comm).topology {
             Topology::None => UNDEFINED,
             Topology::Cart { .. } => 1,
@@ -36,24 +28,18 @@ export! {
         0
     }
     fn MPI_Cart_create(comm: *mut Comm, n: c_int, dims: *const c_int, periods: *const c_int, reorder: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Cart_create");
+        check_comm!(comm, "MPI_Cart_create");
         let _clock = Within::enter(comm);
         let mut at = 0usize;
         let code = down!(MPI_Cart_create(
             c: usize = real(comm), n: c_int = n, d: *const c_int = dims, p: *const c_int = periods, r: c_int = reorder,
             new: *mut usize = &raw mut at) -> c_int);
-        if code != 0 {
-            return raise(comm.cast(), code, "MPI_Cart_create");
-        }
-        let c = adopt(at, comm);
-        if valid(c) {
-            (*c).topology = Topology::Cart { dims: copied(dims, n), periods: copied(periods, n) };
-        }
-        *new = c;
-        0
+        shaped(code, at, comm, new, "MPI_Cart_create", |_| {
+            Topology::Cart { dims: copied(dims, n), periods: copied(periods, n) }
+        })
     }
     fn MPI_Cartdim_get(comm: *mut Comm, n: *mut c_int) -> c_int {
-        check!(comm, "MPI_Cartdim_get");
+        check_comm!(comm, "MPI_Cartdim_get");
         let Topology::Cart { dims, .. } = &(*comm).topology else {
             return raise(comm.cast(), ERR_TOPOLOGY, "MPI_Cartdim_get");
         };
@@ -61,81 +47,78 @@ export! {
         0
     }
     fn MPI_Cart_sub(comm: *mut Comm, remain: *const c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Cart_sub");
+        check_comm!(comm, "MPI_Cart_sub");
         let _clock = Within::enter(comm);
         let Topology::Cart { dims, periods } = (*comm).topology.clone() else {
             return raise(comm.cast(), ERR_TOPOLOGY, "MPI_Cart_sub");
         };
         let mut at = 0usize;
         let code = down!(MPI_Cart_sub(c: usize = real(comm), r: *const c_int = remain, n: *mut usize = &raw mut at) -> c_int);
-        if code != 0 {
-            return raise(comm.cast(), code, "MPI_Cart_sub");
-        }
-        let c = adopt(at, comm);
-        if valid(c) {
+        shaped(code, at, comm, new, "MPI_Cart_sub", |_| {
             let keep = copied(remain, c_int::try_from(dims.len()).unwrap_or(0));
             let pick = |v: &[c_int]| v.iter().zip(&keep).filter(|k| *k.1 != 0).map(|k| *k.0).collect::<Vec<_>>();
-            (*c).topology = Topology::Cart { dims: pick(&dims), periods: pick(&periods) };
-        }
-        *new = c;
-        0
+            Topology::Cart { dims: pick(&dims), periods: pick(&periods) }
+        })
     }
     fn MPI_Graph_create(comm: *mut Comm, n: c_int, index: *const c_int, edges: *const c_int, reorder: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Graph_create");
+        check_comm!(comm, "MPI_Graph_create");
         let _clock = Within::enter(comm);
         let mut at = 0usize;
         let code = down!(MPI_Graph_create(
             c: usize = real(comm), n: c_int = n, i: *const c_int = index, e: *const c_int = edges, r: c_int = reorder,
             new: *mut usize = &raw mut at) -> c_int);
-        if code != 0 {
-            return raise(comm.cast(), code, "MPI_Graph_create");
-        }
-        let c = adopt(at, comm);
-        if valid(c) {
+        shaped(code, at, comm, new, "MPI_Graph_create", |_| {
             let index = copied(index, n);
             let edges = copied(edges, index.last().copied().unwrap_or(0));
-            (*c).topology = Topology::Graph { index, edges };
-        }
-        *new = c;
-        0
+            Topology::Graph { index, edges }
+        })
     }
     fn MPI_Dist_graph_create(comm: *mut Comm, n: c_int, nodes: *const c_int, degrees: *const c_int, targets: *const c_int, weights: *const c_int, _info: *mut Info, reorder: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Dist_graph_create");
+        check_comm!(comm, "MPI_Dist_graph_create");
         let _clock = Within::enter(comm);
         let (mut at, none) = (0usize, real(predefined!(ompi_mpi_info_null as Info)));
         let code = down!(MPI_Dist_graph_create(
             c: usize = real(comm), n: c_int = n, s: *const c_int = nodes, g: *const c_int = degrees, d: *const c_int = targets,
             w: *const c_int = weights, i: usize = none, r: c_int = reorder, o: *mut usize = &raw mut at) -> c_int);
-        if code != 0 {
-            return raise(comm.cast(), code, "MPI_Dist_graph_create");
-        }
-        *new = with_neighbours(adopt(at, comm));
-        0
+        shaped(code, at, comm, new, "MPI_Dist_graph_create", neighbours)
     }
     fn MPI_Dist_graph_create_adjacent(comm: *mut Comm, indegree: c_int, sources: *const c_int, source_weights: *const c_int, outdegree: c_int, destinations: *const c_int, weights: *const c_int, _info: *mut Info, reorder: c_int, new: *mut *mut Comm) -> c_int {
-        check!(comm, "MPI_Dist_graph_create_adjacent");
+        check_comm!(comm, "MPI_Dist_graph_create_adjacent");
         let _clock = Within::enter(comm);
         let (mut at, none) = (0usize, real(predefined!(ompi_mpi_info_null as Info)));
         let code = down!(MPI_Dist_graph_create_adjacent(
             c: usize = real(comm), ni: c_int = indegree, s: *const c_int = sources, sw: *const c_int = source_weights,
             no: c_int = outdegree, d: *const c_int = destinations, dw: *const c_int = weights, i: usize = none,
             r: c_int = reorder, o: *mut usize = &raw mut at) -> c_int);
-        if code != 0 {
-            return raise(comm.cast(), code, "MPI_Dist_graph_create_adjacent");
-        }
-        *new = with_neighbours(adopt(at, comm));
-        0
+        shaped(code, at, comm, new, "MPI_Dist_graph_create_adjacent", neighbours)
     }
 }
 
-/// Records the neighbours that the library knows for a distributed graph.
-unsafe fn with_neighbours(comm: *mut Comm) -> *mut Comm {
-    if !valid(comm) {
-        return comm;
+/// The end of a call over `parent` that makes a communicator with a topology, which `topology` tells for the library's
+/// new one.
+///
+/// # Safety
+/// `parent` is live; `new` is writable. All members of `at` call this.
+unsafe fn shaped(
+    code: c_int,
+    at: usize,
+    parent: *mut Comm,
+    new: *mut *mut Comm,
+    name: &str,
+    topology: impl FnOnce(usize) -> Topology,
+) -> c_int {
+    // SAFETY: the caller's promise; what was just made is known to nobody else.
+    unsafe {
+        let code = made(code, at, parent, new, name);
+        if code == 0 && valid(*new) {
+            (**new).topology = topology(at);
+        }
+        code
     }
-    // SAFETY: just made, and known to nobody else.
-    let c = unsafe { &mut *comm };
-    let at = c.head.real();
+}
+
+/// The neighbours that the library knows for the distributed graph `at`.
+fn neighbours(at: usize) -> Topology {
     let (mut n_in, mut n_out, mut weighted): (c_int, c_int, c_int) = (0, 0, 0);
     down!(MPI_Dist_graph_neighbors_count(c: usize = at, i: *mut c_int = &raw mut n_in, o: *mut c_int = &raw mut n_out,
         w: *mut c_int = &raw mut weighted) -> c_int);
@@ -152,14 +135,13 @@ unsafe fn with_neighbours(comm: *mut Comm) -> *mut Comm {
         sw.clear();
         dw.clear();
     }
-    c.topology = Topology::Dist {
+    Topology::Dist {
         sources: s,
         source_weights: sw,
         destinations: d,
         destination_weights: dw,
         weighted: weighted != 0,
-    };
-    comm
+    }
 }
 
 /// # Safety
@@ -178,9 +160,7 @@ macro_rules! asked {
     ($($name:ident($($a:ident: $t:ty),*);)*) => {
         export! { $(
             fn $name(comm: *mut Comm, $($a: $t),*) -> c_int {
-                if !valid(comm) {
-                    return raise(core::ptr::null_mut(), ERR_COMM, stringify!($name));
-                }
+                check_comm!(comm, stringify!($name));
                 let code = down!($name(c: usize = real(comm), $($a: $t = $a),*) -> c_int);
                 raise(comm.cast(), code, stringify!($name))
             }

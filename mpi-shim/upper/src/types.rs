@@ -4,7 +4,7 @@
 //! again at a restart if another one needs it; `Datatype::serial` gives the order in which that works.
 #![allow(unsafe_code, reason = "exports functions")]
 
-use core::ffi::{c_char, c_int, c_void};
+use core::ffi::{c_int, c_void};
 
 use crate::cross::Inside;
 use crate::errhandler::raise;
@@ -14,7 +14,7 @@ use crate::handles::{
 use crate::state::lock;
 use crate::{down, export, predefined};
 
-const ERR_TYPE: c_int = 3;
+pub(crate) const ERR_TYPE: c_int = 3;
 const ERR_ARG: c_int = 13;
 
 /// Combiners, as Open MPI numbers them.
@@ -347,21 +347,6 @@ export! {
         }
         let_go(ty);
         *t = predefined!(ompi_mpi_datatype_null as Datatype);
-        0
-    }
-    fn MPI_Type_set_name(t: *mut Datatype, name: *const c_char) -> c_int {
-        check!(t, "MPI_Type_set_name");
-        let text = core::ffi::CStr::from_ptr(name).to_bytes();
-        (*t).name = text[..text.len().min(63)].to_vec();
-        0
-    }
-    fn MPI_Type_get_name(t: *mut Datatype, name: *mut c_char, len: *mut c_int) -> c_int {
-        if t == predefined!(ompi_mpi_datatype_null as Datatype) {
-            *len = crate::comm::put_text(b"MPI_DATATYPE_NULL", name, 64);
-            return 0;
-        }
-        check!(t, "MPI_Type_get_name");
-        *len = crate::comm::put_text(&(*t).name, name, 64);
         0
     }
     fn MPI_Type_get_envelope(t: *mut Datatype, ni: *mut c_int, na: *mut c_int, nd: *mut c_int, c: *mut c_int) -> c_int {

@@ -4,24 +4,24 @@
 //! nothing is saved while a window lives. The count ends after MPI_Win_free, when nobody waits below any more.
 #![allow(unsafe_code, reason = "exports functions")]
 
-use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
 
 use stillpoint_abi::half::refuse;
 use stillpoint_sys::upper;
 
 use crate::clock::Within;
-use crate::comm::{put_text, valid};
+use crate::comm::check_comm;
 use crate::cross::Inside;
-use crate::errhandler::{ERR_COMM, raise};
+use crate::errhandler::raise;
 use crate::handles::{
     Comm, Datatype, Errhandler, Group, Head, Info, Kind, Op, Win, is_live, make, real, unmake,
 };
-use crate::request::{Does, Request, adopt as adopt_request, null};
+use crate::request::{Request, foreign};
 use crate::{down, export, group, info, predefined};
 
 /// MPI_ERR_WIN.
-const ERR_WIN: c_int = 53;
+pub(crate) const ERR_WIN: c_int = 53;
 /// The first of the keys MPI_WIN_BASE, SIZE, DISP_UNIT, CREATE_FLAVOR, MODEL.
 const FIRST_KEY: c_int = 7;
 
@@ -65,65 +65,55 @@ unsafe fn adopt(at: usize, comm: *mut Comm) -> *mut Win {
     w
 }
 
-/// Makes a window over `comm`: `$call` writes the library's handle to `at`.
+/// Calls that make a window over a communicator.
 macro_rules! made {
-    ($comm:ident, $win:ident, $info:ident, $name:ident($($a:ident: $t:ty = $v:expr),*)) => {{
-        if !valid($comm) {
-            return raise(core::ptr::null_mut(), ERR_COMM, stringify!($name));
-        }
-        let _clock = Within::enter($comm);
-        let _inside = Inside::enter();
-        let mut at = 0usize;
-        let mut hints = info::lower($info);
-        let code = down!($name(
-            $($a: $t = $v,)* i: usize = hints, c: usize = real($comm), $win: *mut usize = &raw mut at) -> c_int);
-        info::lower_free(&mut hints);
-        if code == 0 {
-            *$win = adopt(at, $comm);
-            return 0;
-        }
-        code
-    }};
+    ($($name:ident($($a:ident: $t:ty),*; $($out:ident)?);)*) => {
+        export! { $(
+            fn $name($($a: $t,)* info: *mut Info, comm: *mut Comm, $($out: *mut c_void,)? win: *mut *mut Win) -> c_int {
+                check_comm!(comm, stringify!($name));
+                let code = {
+                    let _clock = Within::enter(comm);
+                    let _inside = Inside::enter();
+                    let mut at = 0usize;
+                    let mut hints = info::lower(info);
+                    let code = down!($name(
+                        $($a: $t = $a,)* i: usize = hints, c: usize = real(comm), $($out: *mut c_void = $out,)?
+                        w: *mut usize = &raw mut at) -> c_int);
+                    info::lower_free(&mut hints);
+                    if code == 0 {
+                        *win = adopt(at, comm);
+                    }
+                    code
+                };
+                raise(comm.cast(), code, stringify!($name))
+            }
+        )* }
+    };
+}
+made! {
+    MPI_Win_create(base: *mut c_void, size: isize, unit: c_int;);
+    MPI_Win_create_dynamic(;);
+    MPI_Win_allocate(size: isize, unit: c_int; base);
+    MPI_Win_allocate_shared(size: isize, unit: c_int; base);
 }
 
-macro_rules! allocate {
-    ($name:ident, $size:ident, $unit:ident, $info:ident, $comm:ident, $base:ident, $win:ident) => {{
-        if !valid($comm) {
-            return raise(core::ptr::null_mut(), ERR_COMM, stringify!($name));
-        }
-        let _clock = Within::enter($comm);
-        let _inside = Inside::enter();
-        let mut at = 0usize;
-        let mut hints = info::lower($info);
-        let code = down!($name(
-            s: isize = $size, u: c_int = $unit, i: usize = hints, c: usize = real($comm), b: *mut c_void = $base,
-            w: *mut usize = &raw mut at) -> c_int);
-        info::lower_free(&mut hints);
-        if code == 0 {
-            *$win = adopt(at, $comm);
-            return 0;
-        }
-        code
-    }};
+/// Calls that begin an epoch with a group.
+macro_rules! begins {
+    ($($name:ident)*) => {
+        export! { $(
+            fn $name(group: *mut Group, assert: c_int, win: *mut Win) -> c_int {
+                check!(win, stringify!($name));
+                let mut g = group::lower(group);
+                let code = down!($name(g: usize = g, a: c_int = assert, w: usize = real(win)) -> c_int);
+                group::lower_free(&mut g);
+                raise(win.cast(), code, stringify!($name))
+            }
+        )* }
+    };
 }
+begins! { MPI_Win_post MPI_Win_start }
 
 export! {
-    fn MPI_Win_create(base: *mut c_void, size: isize, unit: c_int, info: *mut Info, comm: *mut Comm, win: *mut *mut Win) -> c_int {
-        let code = made!(comm, win, info, MPI_Win_create(b: *mut c_void = base, s: isize = size, u: c_int = unit));
-        raise(comm.cast(), code, "MPI_Win_create")
-    }
-    fn MPI_Win_create_dynamic(info: *mut Info, comm: *mut Comm, win: *mut *mut Win) -> c_int {
-        let code = made!(comm, win, info, MPI_Win_create_dynamic());
-        raise(comm.cast(), code, "MPI_Win_create_dynamic")
-    }
-    fn MPI_Win_allocate(size: isize, unit: c_int, info: *mut Info, comm: *mut Comm, base: *mut c_void, win: *mut *mut Win) -> c_int {
-        let code = allocate!(MPI_Win_allocate, size, unit, info, comm, base, win);
-        raise(comm.cast(), code, "MPI_Win_allocate")
-    }
-    fn MPI_Win_allocate_shared(size: isize, unit: c_int, info: *mut Info, comm: *mut Comm, base: *mut c_void, win: *mut *mut Win) -> c_int {
-        let code = allocate!(MPI_Win_allocate_shared, size, unit, info, comm, base, win);
-        raise(comm.cast(), code, "MPI_Win_allocate_shared")
-    }
     fn MPI_Win_free(win: *mut *mut Win) -> c_int {
         let w = *win;
         check!(w, "MPI_Win_free");
@@ -147,35 +137,6 @@ export! {
         *group = group::of((*win).members.clone());
         0
     }
-    fn MPI_Win_post(group: *mut Group, assert: c_int, win: *mut Win) -> c_int {
-        check!(win, "MPI_Win_post");
-        let mut g = group::lower(group);
-        let code = down!(MPI_Win_post(g: usize = g, a: c_int = assert, w: usize = real(win)) -> c_int);
-        group::lower_free(&mut g);
-        raise(win.cast(), code, "MPI_Win_post")
-    }
-    fn MPI_Win_start(group: *mut Group, assert: c_int, win: *mut Win) -> c_int {
-        check!(win, "MPI_Win_start");
-        let mut g = group::lower(group);
-        let code = down!(MPI_Win_start(g: usize = g, a: c_int = assert, w: usize = real(win)) -> c_int);
-        group::lower_free(&mut g);
-        raise(win.cast(), code, "MPI_Win_start")
-    }
-    fn MPI_Win_set_name(win: *mut Win, name: *const c_char) -> c_int {
-        check!(win, "MPI_Win_set_name");
-        let text = CStr::from_ptr(name).to_bytes();
-        (*win).name = text[..text.len().min(63)].to_vec();
-        0
-    }
-    fn MPI_Win_get_name(win: *mut Win, name: *mut c_char, len: *mut c_int) -> c_int {
-        if win == predefined!(ompi_mpi_win_null as Win) {
-            *len = put_text(b"MPI_WIN_NULL", name, 64);
-            return 0;
-        }
-        check!(win, "MPI_Win_get_name");
-        *len = put_text(&(*win).name, name, 64);
-        0
-    }
     fn MPI_Win_get_info(win: *mut Win, out: *mut *mut Info) -> c_int {
         check!(win, "MPI_Win_get_info");
         let mut at = 0usize;
@@ -194,59 +155,32 @@ export! {
     }
 }
 
-/// The end of a call that makes a request.
-unsafe fn requested(code: c_int, q: usize, request: *mut *mut Request) -> c_int {
-    // SAFETY: the application passes a place for a handle.
-    unsafe {
-        *request =
-            if code == 0 { adopt_request(q, Does::Foreign, core::ptr::null_mut(), None) } else { null() };
-    }
-    code
+/// Calls that make a request: with a result that comes back, and an operation, where there is one.
+macro_rules! requested {
+    ($($name:ident($origin:ty $(, into $result:ident $rn:ident $rt:ident)? $(, by $op:ident)?);)*) => {
+        export! { $(
+            fn $name(origin: $origin, n: c_int, t: *mut Datatype, $($result: *mut c_void, $rn: c_int, $rt: *mut Datatype,)?
+                     rank: c_int, disp: isize, tn: c_int, tt: *mut Datatype, $($op: *mut Op,)? win: *mut Win,
+                     request: *mut *mut Request) -> c_int {
+                check!(win, stringify!($name));
+                let code = {
+                    let _inside = Inside::enter();
+                    let mut q = 0usize;
+                    let code = down!($name(
+                        o: $origin = origin, n: c_int = n, t: usize = real(t),
+                        $($result: *mut c_void = $result, $rn: c_int = $rn, $rt: usize = real($rt),)?
+                        r: c_int = rank, d: isize = disp, tn: c_int = tn, tt: usize = real(tt),
+                        $($op: usize = real($op),)? w: usize = real(win), q: *mut usize = &raw mut q) -> c_int);
+                    foreign(code, q, request)
+                };
+                raise(win.cast(), code, stringify!($name))
+            }
+        )* }
+    };
 }
-
-export! {
-    fn MPI_Rput(origin: *const c_void, n: c_int, t: *mut Datatype, rank: c_int, disp: isize, tn: c_int, tt: *mut Datatype, win: *mut Win, request: *mut *mut Request) -> c_int {
-        check!(win, "MPI_Rput");
-        let code = {
-            let _inside = Inside::enter();
-            let mut q = 0usize;
-            let code = down!(MPI_Rput(
-                o: *const c_void = origin, n: c_int = n, t: usize = real(t), r: c_int = rank, d: isize = disp, tn: c_int = tn, tt: usize = real(tt), w: usize = real(win), q: *mut usize = &raw mut q) -> c_int);
-            requested(code, q, request)
-        };
-        raise(win.cast(), code, "MPI_Rput")
-    }
-    fn MPI_Rget(origin: *mut c_void, n: c_int, t: *mut Datatype, rank: c_int, disp: isize, tn: c_int, tt: *mut Datatype, win: *mut Win, request: *mut *mut Request) -> c_int {
-        check!(win, "MPI_Rget");
-        let code = {
-            let _inside = Inside::enter();
-            let mut q = 0usize;
-            let code = down!(MPI_Rget(
-                o: *mut c_void = origin, n: c_int = n, t: usize = real(t), r: c_int = rank, d: isize = disp, tn: c_int = tn, tt: usize = real(tt), w: usize = real(win), q: *mut usize = &raw mut q) -> c_int);
-            requested(code, q, request)
-        };
-        raise(win.cast(), code, "MPI_Rget")
-    }
-    fn MPI_Raccumulate(origin: *const c_void, n: c_int, t: *mut Datatype, rank: c_int, disp: isize, tn: c_int, tt: *mut Datatype, op: *mut Op, win: *mut Win, request: *mut *mut Request) -> c_int {
-        check!(win, "MPI_Raccumulate");
-        let code = {
-            let _inside = Inside::enter();
-            let mut q = 0usize;
-            let code = down!(MPI_Raccumulate(
-                o: *const c_void = origin, n: c_int = n, t: usize = real(t), r: c_int = rank, d: isize = disp, tn: c_int = tn, tt: usize = real(tt), op: usize = real(op), w: usize = real(win), q: *mut usize = &raw mut q) -> c_int);
-            requested(code, q, request)
-        };
-        raise(win.cast(), code, "MPI_Raccumulate")
-    }
-    fn MPI_Rget_accumulate(origin: *const c_void, n: c_int, t: *mut Datatype, result: *mut c_void, rn: c_int, rt: *mut Datatype, rank: c_int, disp: isize, tn: c_int, tt: *mut Datatype, op: *mut Op, win: *mut Win, request: *mut *mut Request) -> c_int {
-        check!(win, "MPI_Rget_accumulate");
-        let code = {
-            let _inside = Inside::enter();
-            let mut q = 0usize;
-            let code = down!(MPI_Rget_accumulate(
-                o: *const c_void = origin, n: c_int = n, t: usize = real(t), e: *mut c_void = result, rn: c_int = rn, rt: usize = real(rt), r: c_int = rank, d: isize = disp, tn: c_int = tn, tt: usize = real(tt), op: usize = real(op), w: usize = real(win), q: *mut usize = &raw mut q) -> c_int);
-            requested(code, q, request)
-        };
-        raise(win.cast(), code, "MPI_Rget_accumulate")
-    }
+requested! {
+    MPI_Rput(*const c_void);
+    MPI_Rget(*mut c_void);
+    MPI_Raccumulate(*const c_void, by op);
+    MPI_Rget_accumulate(*const c_void, into result rn rt, by op);
 }
