@@ -97,7 +97,9 @@ fn images(bed: &bed::Bed, direct: bool, wish: &Wish) -> Result<Vec<report::Figur
 fn write(wish: &Wish, load: f64, table: &str, figures: &[report::Figure]) -> Result<(), String> {
     let machine = machine::describe(wish.pairs, load);
     let label = wish.label.as_ref().map_or(String::new(), |label| format!("-{label}"));
-    let base = machine::results().join(format!("{}-{}{label}", machine::date(), machine::commit()));
+    let folder = machine::results();
+    std::fs::create_dir_all(folder).map_err(|error| format!("make {}: {error}", folder.display()))?;
+    let base = folder.join(format!("{}-{}{label}", machine::date(), machine::commit()));
     let missed = figures.iter().filter(|f| f.met() == Some(false)).count();
     let text = format!(
         "# Bench of {}\n\n{}\n{table}\n{missed} of {} targets missed. How to read it: ../README.md\n",
