@@ -81,7 +81,12 @@ pub(crate) fn call(n: usize, r: &Regs, pass: impl Fn(&Regs) -> isize) -> Option<
         | nr::TIMERFD_CREATE
         | nr::SIGNALFD4
         | nr::INOTIFY_INIT1
-        | nr::PIDFD_OPEN => given(pass(r)),
+        | nr::PIDFD_OPEN
+        | nr::EVENTFD
+        | nr::EPOLL_CREATE
+        | nr::SIGNALFD
+        | nr::INOTIFY_INIT
+        | nr::CREAT => given(pass(r)),
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
             let x = pass(r);
             let at = if n == nr::SOCKETPAIR { r.r10 } else { r.rdi };

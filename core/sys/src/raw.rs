@@ -92,6 +92,11 @@ pub mod nr {
     pub const FALLOCATE: usize = 285;
     pub const ACCEPT4: usize = 288;
     pub const SIGNALFD4: usize = 289;
+    pub const CREAT: usize = 85;
+    pub const EPOLL_CREATE: usize = 213;
+    pub const INOTIFY_INIT: usize = 253;
+    pub const SIGNALFD: usize = 282;
+    pub const EVENTFD: usize = 284;
     pub const EVENTFD2: usize = 290;
     pub const EPOLL_CREATE1: usize = 291;
     pub const DUP3: usize = 292;

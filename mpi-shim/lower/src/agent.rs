@@ -18,11 +18,16 @@ use stillpoint_capture::gather;
 use stillpoint_sys::raw::nr;
 use stillpoint_sys::sys;
 
-/// A copy of the descriptor out of the application's numbers, without a low one in between.
+/// A copy of the descriptor out of the application's numbers, without a low one in between. Where the limit of open files
+/// is low, the highest numbers are used that there are likely to be.
 pub(crate) fn hidden(fd: &OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_DUPFD_CLOEXEC makes a copy, owned by nobody else; our own fcntl notes it.
+    // SAFETY: getrlimit fills the structure; F_DUPFD_CLOEXEC makes a copy, owned by nobody else; our own fcntl notes it.
     unsafe {
-        let n = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 700);
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        let from = limit.rlim_cur.saturating_sub(64).min(700);
+        let n =
+            libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, libc::c_int::try_from(from).unwrap_or(700));
         if n < 0 {
             return Err(io::Error::last_os_error());
         }

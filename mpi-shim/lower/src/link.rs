@@ -100,32 +100,24 @@ pub(crate) fn stayed() {
 impl Link {
     /// The control thread's life.
     pub(crate) fn serve(self, tx: &Sender<Event>, rx: Receiver<Event>) {
+        if let Err(e) = self.listen(tx, &rx) {
+            let run = self.run.display();
+            crate::control::log(&format!("no node agent at {run}: {e}; no checkpoints are taken"));
+        }
+        // First nobody can ask any more, then who has asked is told.
+        drop(rx);
+        crate::mail::closed();
+    }
+
+    fn listen(&self, tx: &Sender<Event>, rx: &Receiver<Event>) -> std::io::Result<()> {
         // SAFETY: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED (16): no memory is touched.
         unsafe { sys!(nr::MEMBARRIER, 16, 0, 0) };
         let rank = half().rank.load(Relaxed);
         let mut client = Client::new(Rank(rank));
-        let line = agent::hidden(&self.socket);
-        let stream = match line.and_then(|s| agent::connect(s, &self.run)) {
-            Ok(s) => s,
-            Err(e) => {
-                drop(rx);
-                crate::mail::closed();
-                crate::control::log(&format!(
-                    "no node agent at {}: {e}; no checkpoints are taken",
-                    self.run.display()
-                ));
-                return;
-            }
-        };
-        if let Ok(read) = agent::hidden(&self.socket) {
-            let read = UnixStream::from(read);
-            let tx = tx.clone();
-            let reader =
-                std::thread::Builder::new().name("stillpoint-in".into()).spawn(move || read_all(read, &tx));
-            if reader.is_err() {
-                return;
-            }
-        }
+        let stream = agent::connect(agent::hidden(&self.socket)?, &self.run)?;
+        let read = UnixStream::from(agent::hidden(&self.socket)?);
+        let to = tx.clone();
+        std::thread::Builder::new().name("stillpoint-in".into()).spawn(move || read_all(read, &to))?;
         let _ = LINE.set(Mutex::new(stream));
         let hello = Local::Connected {
             size: half().size.load(Relaxed),
@@ -139,8 +131,8 @@ impl Link {
         }
         let mut work = Work::default();
         self.perform(&mut client, &mut work, now, tx);
-        self.turn(&mut client, &mut work, &rx, tx);
-        crate::mail::closed();
+        self.turn(&mut client, &mut work, rx, tx);
+        Ok(())
     }
 
     fn turn(&self, client: &mut Client, work: &mut Work, rx: &Receiver<Event>, tx: &Sender<Event>) {
