@@ -103,16 +103,12 @@ pub struct Half {
     pub request: AtomicUsize,
     /// `extern "C" fn(path, argv, envp) -> i64`: the rank's own execve. Called on the lower fs; returns only on error.
     pub exec: AtomicUsize,
-    /// `extern "C" fn(text: *const u8, len: usize)`: one line of the log. Called on the lower fs.
-    pub log: AtomicUsize,
     /// Real process id of this start.
     pub pid: AtomicI32,
     /// World rank and size that the launcher told us, before any MPI_Init.
     pub rank: AtomicU32,
     /// Number of ranks that the launcher told us.
     pub size: AtomicU32,
-    /// Descriptors at or above this number that are set in `lower_fds` are the lower half's.
-    pub fd_base: AtomicU32,
     /// Bit n: descriptor n belongs to the lower half.
     pub lower_fds: [AtomicU64; 128],
     /// The command that the leader works on while all threads stand still ([`still`]); 0: none. A futex.
@@ -260,11 +256,14 @@ pub mod refuse {
     pub const FILES: usize = 1;
     /// Communicators that lead to processes outside of the job.
     pub const STRANGERS: usize = 2;
+    /// Handles and sessions of the tool interface.
+    pub const TOOLS: usize = 3;
     /// What each one is called in a message to the user.
-    pub const NAMES: [&str; 3] = [
+    pub const NAMES: [&str; 4] = [
         "MPI windows (one-sided communication); they can be saved once MPI_Win_free has been called",
         "open MPI files; they can be saved once MPI_File_close has been called",
         "communicators to spawned or connected processes; they can be saved once MPI_Comm_disconnect has been called",
+        "handles or sessions of the MPI tool interface (MPI_T); they can be saved once they have been freed",
     ];
 }
 

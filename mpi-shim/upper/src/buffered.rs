@@ -131,6 +131,7 @@ export! {
                 p.buffer = (0, 0, 0);
                 return SUCCESS;
             };
+            (*r).waited = true;
             drop(p);
             wait_done(r);
         }

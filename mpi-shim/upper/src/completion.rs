@@ -107,8 +107,10 @@ pub(crate) unsafe fn wait_done(r: *mut Request) {
         loop {
             let mut p = begin();
             if (*r).done {
+                (*r).waited = false;
                 return;
             }
+            (*r).waited = true;
             let mut real = (*r).head.real();
             if real == 0 {
                 waiting.get_or_insert_with(Waiting::begin);
@@ -118,12 +120,10 @@ pub(crate) unsafe fn wait_done(r: *mut Request) {
                 continue;
             }
             let mut status = Status::EMPTY;
-            (*r).waited = true;
             let code = p.outside(|| {
                 down!(helper Wait(q: *mut usize = &raw mut real, s: *mut Status = &raw mut status,
                     d: *const AtomicU32 = &raw const thread().doing) -> c_int)
             });
-            (*r).waited = false;
             if code >= 0 {
                 p.complete(r, status, code);
             }
@@ -141,12 +141,11 @@ pub(crate) unsafe fn wait_for_comm(comm: *mut Comm) {
         unsafe {
             let mut p = begin();
             p.sweep();
-            let open = p.live.iter().copied().find(|&r| (*r).comm == comm && !(*r).done);
+            let Some(r) = p.live.iter().copied().find(|&r| (*r).comm == comm && !(*r).done) else { return };
+            // From here on no sweep of another thread ends it.
+            (*r).waited = true;
             drop(p);
-            match open {
-                Some(r) => wait_done(r),
-                None => return,
-            }
+            wait_done(r);
         }
     }
 }
@@ -199,16 +198,16 @@ unsafe fn finish_some(
     index: *mut c_int,
     st: *mut Status,
 ) -> c_int {
-    let (mut n, mut result, mut comm) = (0usize, SUCCESS, core::ptr::null_mut());
+    let (mut n, mut failed) = (0usize, None);
     for (i, at) in all.iter_mut().enumerate() {
         // SAFETY: live requests; the application's arrays have room for all of them.
         unsafe {
             if is_idle(*at) || !done_now(*at) {
                 continue;
             }
-            comm = comm_of(*at);
+            let comm = comm_of(*at);
             if finish(at, status_at(st, n), true) != SUCCESS {
-                result = ERR_IN_STATUS;
+                failed.get_or_insert(comm);
             }
             *index.add(n) = i as c_int;
         }
@@ -217,7 +216,7 @@ unsafe fn finish_some(
     // SAFETY: as above.
     unsafe {
         *out = n as c_int;
-        raise(comm, result)
+        failed.map_or(SUCCESS, |comm| raise(comm, ERR_IN_STATUS))
     }
 }
 

@@ -63,8 +63,8 @@ unsafe fn depart(c: *mut Comm) {
             let _inside = Inside::enter();
             let mut q = 0usize;
             (*c).head.set(FLAG_FREED);
-            let mut wanted = Box::new([c_int::from((*c).persistent != 0), 0]);
-            let (from, to) = (wanted.as_ptr(), wanted.as_mut_ptr().add(1));
+            let wanted = Box::into_raw(Box::new([c_int::from((*c).persistent != 0), 0]));
+            let (from, to) = (wanted.cast::<c_int>().cast_const(), wanted.cast::<c_int>().add(1));
             let (ty, op) =
                 (real(predefined!(ompi_mpi_int as Datatype)), real(predefined!(ompi_mpi_op_max as Op)));
             let code = if (*c).inter {
@@ -76,7 +76,7 @@ unsafe fn depart(c: *mut Comm) {
             if code == 0 {
                 let at = c.expose_provenance();
                 let then: Box<dyn FnOnce()> = Box::new(move || {
-                    if wanted[1] != 0 {
+                    if Box::from_raw(wanted)[1] != 0 {
                         let c = core::ptr::with_exposed_provenance_mut::<Comm>(at);
                         (*c).head.set(FLAG_KEPT);
                         retain(c);

@@ -102,10 +102,10 @@ export! {
     fn MPI_Info_set(info: *mut Info, key: *const c_char, value: *const c_char) -> c_int {
         check!(info, "MPI_Info_set");
         let (k, v) = (CStr::from_ptr(key).to_bytes(), CStr::from_ptr(value).to_bytes());
-        if k.is_empty() || k.len() > MAX_KEY {
+        if k.is_empty() || k.len() >= MAX_KEY {
             return raise(core::ptr::null_mut(), ERR_INFO_KEY, "MPI_Info_set");
         }
-        if v.is_empty() || v.len() > MAX_VALUE {
+        if v.is_empty() || v.len() >= MAX_VALUE {
             return raise(core::ptr::null_mut(), ERR_INFO_VALUE, "MPI_Info_set");
         }
         let pairs = &mut (*info).pairs;

@@ -22,7 +22,6 @@ macro_rules! ty {
     (Op) => { *mut $crate::handles::Op };
     (Win) => { *mut $crate::handles::Win };
     (File) => { *mut $crate::handles::File };
-    (DatatypeP) => { *mut *mut $crate::handles::Datatype };
 }
 pub(crate) use ty;
 
@@ -61,5 +60,4 @@ macro_rules! handles {
         }
     )* };
 }
-// The last one is a place for a handle, in the two rows MPI_T_cvar_get_info and MPI_T_pvar_get_info.
-handles!(Comm, Datatype, Op, Win, File, *mut Datatype);
+handles!(Comm, Datatype, Op, Win, File);

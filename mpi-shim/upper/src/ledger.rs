@@ -420,7 +420,7 @@ impl P2p {
         while let Some(&r) = self.live.get(i) {
             // SAFETY: live requests only are in the list.
             unsafe {
-                if (*r).orphan && self.test(r) {
+                if (*r).orphan && !(*r).waited && self.test(r) {
                     self.orphans -= 1;
                     self.end(r);
                 } else {

@@ -55,6 +55,7 @@ mod rebuild;
 mod refused;
 mod request;
 pub mod state;
+mod tool;
 pub mod topology;
 pub mod types;
 mod win;

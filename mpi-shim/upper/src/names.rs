@@ -1,6 +1,6 @@
 //! Names of communicators, datatypes and windows: kept here, unknown to the library. Upper half.
 //!
-//! What a reader would get wrong: the null handles have a name, which can be asked for and not set.
+//! What a reader would get wrong: the null handles of communicators and windows have a name, which can be asked for and not set; that of datatypes has none.
 #![allow(unsafe_code, reason = "exports functions")]
 
 use core::ffi::{CStr, c_char, c_int};
@@ -29,7 +29,7 @@ pub(crate) unsafe fn put_text(text: &[u8], to: *mut c_char, room: usize) -> c_in
 }
 
 macro_rules! named {
-    ($($set:ident $get:ident: $object:ident, $null:ident $text:literal, $error:ident;)*) => { export! { $(
+    ($($set:ident $get:ident: $object:ident, $null:ident $text:expr, $error:ident;)*) => { export! { $(
         fn $set(object: *mut $object, name: *const c_char) -> c_int {
             if !is_live(object, Kind::$object) || object == predefined!($null as $object) {
                 return raise(core::ptr::null_mut(), $error, stringify!($set));
@@ -39,11 +39,11 @@ macro_rules! named {
             0
         }
         fn $get(object: *mut $object, name: *mut c_char, len: *mut c_int) -> c_int {
-            if object == predefined!($null as $object) {
-                *len = put_text($text, name, ROOM);
+            if let (true, Some(text)) = (object == predefined!($null as $object), $text) {
+                *len = put_text(text, name, ROOM);
                 return 0;
             }
-            if !is_live(object, Kind::$object) {
+            if object == predefined!($null as $object) || !is_live(object, Kind::$object) {
                 return raise(core::ptr::null_mut(), $error, stringify!($get));
             }
             *len = put_text(&(*object).name, name, ROOM);
@@ -52,9 +52,9 @@ macro_rules! named {
     )* } };
 }
 named! {
-    MPI_Comm_set_name MPI_Comm_get_name: Comm, ompi_mpi_comm_null b"MPI_COMM_NULL", ERR_COMM;
-    MPI_Type_set_name MPI_Type_get_name: Datatype, ompi_mpi_datatype_null b"MPI_DATATYPE_NULL", ERR_TYPE;
-    MPI_Win_set_name MPI_Win_get_name: Win, ompi_mpi_win_null b"MPI_WIN_NULL", ERR_WIN;
+    MPI_Comm_set_name MPI_Comm_get_name: Comm, ompi_mpi_comm_null Some(b"MPI_COMM_NULL"), ERR_COMM;
+    MPI_Type_set_name MPI_Type_get_name: Datatype, ompi_mpi_datatype_null None, ERR_TYPE;
+    MPI_Win_set_name MPI_Win_get_name: Win, ompi_mpi_win_null Some(b"MPI_WIN_NULL"), ERR_WIN;
 }
 
 #[cfg(test)]

@@ -91,6 +91,14 @@ fn init() -> Result<(), String> {
     Ok(())
 }
 
+fn tools() -> Result<(), String> {
+    let (calls, required) = lock().tools;
+    if calls != 0 {
+        ok(crate::tool::start(required).0, "MPI_T_init_thread")?;
+    }
+    Ok(())
+}
+
 fn errors() -> Result<(), String> {
     let calls = lock().errors.clone();
     for (kind, value, text) in calls {
@@ -238,7 +246,14 @@ fn communicators() -> Result<(), String> {
 
 fn all() -> Result<(), String> {
     connect();
-    init()?;
+    let tools_first = lock().tools_first;
+    if tools_first {
+        tools()?;
+        init()?;
+    } else {
+        init()?;
+        tools()?;
+    }
     errors()?;
     types()?;
     operations()?;

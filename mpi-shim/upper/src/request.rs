@@ -67,7 +67,7 @@ pub(crate) struct Request {
     pub(crate) cancelled: bool,
     /// An acknowledgement from the receiver is outstanding.
     pub(crate) unacknowledged: bool,
-    /// A thread waits for it below, without the lock: nobody else may test it there.
+    /// A thread waits for it, also without the lock: nobody else may test it below, or end it.
     pub(crate) waited: bool,
     /// Number in the order of posting.
     pub(crate) serial: u64,

@@ -50,6 +50,10 @@ pub struct State {
     pub life: Life,
     /// Asked for in MPI_Init_thread.
     pub required: i32,
+    /// Calls of MPI_T_init_thread without their MPI_T_finalize, and the level that the first one got.
+    pub tools: (u32, i32),
+    /// True if the first one came before MPI_Init: the library numbers its variables as it comes to know them.
+    pub tools_first: bool,
     /// Got from it.
     pub provided: i32,
     /// Thread pointer of the thread that called MPI_Init.
@@ -89,6 +93,8 @@ impl State {
     const fn new() -> State {
         State {
             life: Life::Before,
+            tools: (0, 0),
+            tools_first: false,
             required: 0,
             provided: 0,
             main_fs: 0,
