@@ -71,8 +71,9 @@ pub(crate) fn measure(bed: &Bed, case: Case, pairs: usize, native_only: bool) ->
     ];
     let mut bytes = u64::from(case.mib) << 20;
     for _ in 0..pairs {
-        // Three images or plain files of each rank lie there at once.
-        bed.warm(3 * case.mib * case.ranks)?;
+        // The memory of each rank, three images or plain files, and the one that is being removed.
+        let room = 5 * case.mib * case.ranks;
+        bed.warm(room)?;
         if !native_only {
             let taken = ours(bed, case)?;
             bytes = taken.bytes;
@@ -81,6 +82,7 @@ pub(crate) fn measure(bed: &Bed, case: Case, pairs: usize, native_only: bool) ->
             all[2].ours.extend(taken.total);
             all[3].ours.push(taken.agent);
         }
+        bed.warm(room)?;
         let folder = bed.folder("plain")?;
         let mut command = bed.native(case.ranks, "image");
         command.arg(case.mib.to_string()).arg(&folder);
