@@ -3,6 +3,7 @@
 #include <mpi.h>
 #include "check.h"
 static int heard[2];
+static MPI_T_enum kept;
 static void first(MPI_Comm *c, int *code, ...) { (void)c; (void)code; heard[0]++; }
 static void second(MPI_Comm *c, int *code, ...) { (void)c; (void)code; heard[1]++; }
 static int class_of(int code) { int class; MPI_Error_class(code, &class); return class; }
@@ -22,6 +23,21 @@ static uint64_t variables(int max, int begun) {
         integers += type == MPI_INT;
         result = hash(result, name, strlen(name));
         result = hash(result, &bytes, sizeof bytes);
+        /* an enumeration that was heard of before a checkpoint is as good as a new one */
+        if (all != MPI_T_ENUM_NULL && kept == MPI_T_ENUM_NULL) kept = all;
+        MPI_T_cvar_handle handle;
+        int elements;
+        if (bind == MPI_T_BIND_NO_OBJECT && MPI_T_cvar_handle_alloc(i, NULL, &handle, &elements) == MPI_SUCCESS)
+            CHECK(elements > 0 && MPI_T_cvar_handle_free(&handle) == MPI_SUCCESS);
+    }
+    if (kept != MPI_T_ENUM_NULL) {
+        char name[256];
+        int items, value, name_len = sizeof name;
+        CHECK(MPI_T_enum_get_info(kept, &items, name, &name_len) == MPI_SUCCESS && items > 0);
+        name_len = sizeof name;
+        CHECK(MPI_T_enum_get_item(kept, items - 1, &value, name, &name_len) == MPI_SUCCESS);
+        result = hash(result, name, strlen(name));
+        result = hash(result, &value, sizeof value);
     }
     CHECK(integers > 0 || max < 50);
     MPI_T_pvar_get_num(&count);

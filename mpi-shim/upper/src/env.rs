@@ -110,6 +110,7 @@ unsafe fn init(required: c_int, function: &str) -> (c_int, c_int) {
     let all: Vec<u32> = (0..half().size.load(Relaxed)).collect();
     let _clock = (all.len() > 1).then(|| crate::clock::Within::at(crate::clocks::of_group(&all)));
     let _inside = cross::Inside::enter();
+    crate::tool::ready();
     let (code, provided) = start(required);
     if code != 0 {
         return (code, provided);

@@ -54,6 +54,8 @@ pub struct State {
     pub tools: (u32, i32),
     /// True if the first one came before MPI_Init: the library numbers its variables as it comes to know them.
     pub tools_first: bool,
+    /// The start in which the library was begun for them.
+    pub tools_epoch: u64,
     /// Got from it.
     pub provided: i32,
     /// Thread pointer of the thread that called MPI_Init.
@@ -95,6 +97,7 @@ impl State {
             life: Life::Before,
             tools: (0, 0),
             tools_first: false,
+            tools_epoch: 0,
             required: 0,
             provided: 0,
             main_fs: 0,

@@ -41,7 +41,7 @@ macro_rules! row {
         $crate::export! {
             fn $name($($a: ty!($k)),*) -> c_int {
                 let _inside = $crate::cross::Inside::enter();
-                $crate::env::load();
+                $crate::tool::ready();
                 $crate::down!($name($($a: <ty!($k) as Lower>::Low = $a.lower()),*) -> c_int)
             }
         }
