@@ -51,6 +51,7 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "late.c", start: Start::Ranks(3), rounds: 500 },
     Program { file: "reduction.c", start: Start::Ranks(3), rounds: 400 },
     Program { file: "queries.c", start: Start::Ranks(2), rounds: 1000 },
+    Program { file: "fixed.c", start: Start::Ranks(2), rounds: 1000 },
     Program { file: "underway.c", start: Start::Ranks(3), rounds: 400 },
     Program { file: "multiple.c", start: Start::Ranks(3), rounds: 800 },
     Program { file: "beside.c", start: Start::Ranks(3), rounds: 1000 },
@@ -149,6 +150,9 @@ impl Program {
             .arg("-o")
             .arg(&fresh)
             .current_dir(&scratch);
+        if self.file == "fixed.c" {
+            command.args(["-no-pie", "-fno-pie", "-mcmodel=medium"]);
+        }
         if !fortran {
             command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-lm"]);
         }

@@ -3,11 +3,11 @@
 
 stillpoint_tests::cases! {
     now {
-        native: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries multiple beside f08 numpy_mpi lammps solver;
-        through: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries multiple beside f08 numpy_mpi lammps solver;
+        native: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside f08 numpy_mpi lammps solver;
+        through: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside f08 numpy_mpi lammps solver;
         chained: ring;
-        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries multiple beside f08 numpy_mpi lammps solver;
-        killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries multiple beside f08 numpy_mpi lammps solver;
+        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside f08 numpy_mpi lammps solver;
+        killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside f08 numpy_mpi lammps solver;
         slower: ring openmp_mpi;
         hammered: many_kinds nbx comm late reduction;
         generations: ring many_kinds jacobi;

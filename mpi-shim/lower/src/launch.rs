@@ -332,6 +332,7 @@ pub(crate) fn from_command_line() -> Result<Infallible, Error> {
     let hooks = place::hooks(&part("libstillpoint_hooks.so")?)?;
     fill_vdso_gaps();
     let app = place::place(&program, &file, elf, None)?;
+    crate::tcb::make_way();
     hooks.patch(&app);
     let ld = place::place(&interp, &ld_file, ld_elf, None)?;
     hooks.patch(&ld);

@@ -21,6 +21,7 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     launch::fill_half();
     crate::tcb::start().map_err(|source| Error::System { what: "start the thread factory", source })?;
     restart::memory(&image, &meta)?;
+    crate::tcb::make_way();
     drop(image);
     launch::fill_vdso_gaps();
     crate::control::start(true)

@@ -8,7 +8,7 @@
 use crate::segment;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, AtomicUsize};
-use stillpoint_abi::half::{LowerSlot, MAX_THREADS, ThreadRec};
+use stillpoint_abi::half::{LOW_END, LowerSlot, MAX_THREADS, ThreadRec};
 use stillpoint_sys::raw::{futex_wait, futex_wake_all, getpid, gettid, nr};
 use stillpoint_sys::{arch, half, sys, upper};
 
@@ -38,6 +38,14 @@ pub(crate) fn start() -> std::io::Result<()> {
     half().segments.store(u32::from(segment::pays()), Relaxed);
     std::thread::Builder::new().name("stillpoint-tcb".into()).stack_size(64 << 10).spawn(factory)?;
     Ok(())
+}
+
+/// An executable that is not position independent may be so large that it reaches where lent blocks would lie: then they do
+/// without segments, and lie elsewhere. Called when its range is known, before any block is lent.
+pub(crate) fn make_way() {
+    if upper().exe_end.load(Relaxed) > LOW_END as u64 {
+        half().segments.store(0, Relaxed);
+    }
 }
 
 /// Distance from a lower thread pointer to its [`LowerSlot`]; the same for every thread, as the slot is in static TLS.
