@@ -149,14 +149,15 @@ fn mmap(r: &Regs) -> isize {
         } else {
             space.allot(r.rsi)
         };
-        let Some(at) = at else { return errno::ENOMEM };
+        let Some(mut at) = at else { return errno::ENOMEM };
         let there =
             |at| pass(nr::MMAP, &Regs { rdi: at, r10: (flags & !MAP_32BIT) | MAP_FIXED_NOREPLACE, ..*r });
         let mut x = there(at);
         if x == errno::EEXIST && at < MAPS_START {
             // Somebody else's mapping; those addresses stay taken.
             let Some(high) = space.allot(r.rsi) else { return errno::ENOMEM };
-            x = there(high);
+            at = high;
+            x = there(at);
         }
         if x < 0 && x != errno::EEXIST {
             space.give(at, r.rsi);
@@ -262,13 +263,14 @@ fn below<R>(f: impl FnOnce() -> R) -> Option<R> {
     }
     let up = arch::thread_self();
     let rec = thread_by_fs(up)?;
+    // From here on the thread is not stopped, so that what is read of the lower half stays true.
+    rec.depth.fetch_add(1, SeqCst);
     if rec.epoch.load(Relaxed) != h.epoch.load(Relaxed) {
         let acquire = h.acquire.load(Relaxed);
         // SAFETY: the lower half put this function's address there.
         let acquire: extern "C" fn(usize) -> u64 = unsafe { core::mem::transmute(acquire) };
         acquire(core::ptr::from_ref(rec).expose_provenance());
     }
-    rec.depth.fetch_add(1, SeqCst);
     // SAFETY: the control block lent to this thread, in this epoch; put back below.
     unsafe { arch::set_fs(rec.lower_fs.load(Relaxed)) };
     let r = f();
@@ -279,23 +281,28 @@ fn below<R>(f: impl FnOnce() -> R) -> Option<R> {
 }
 
 fn say_goodbye(status: usize) {
-    let f = half().goodbye.load(Relaxed);
-    if f != 0 {
-        // SAFETY: the lower half put this function's address there.
-        let f: extern "C" fn(u32, i32) = unsafe { core::mem::transmute(f) };
-        below(|| f(goodbye::EXIT, (status & 0xff) as i32));
-    }
+    below(|| {
+        let f = half().goodbye.load(Relaxed);
+        if f != 0 {
+            // SAFETY: the lower half put this function's address there.
+            let f: extern "C" fn(u32, i32) = unsafe { core::mem::transmute(f) };
+            f(goodbye::EXIT, (status & 0xff) as i32);
+        }
+    });
 }
 
 fn execve(r: &Regs) -> isize {
-    let f = half().exec.load(Relaxed);
-    if f == 0 {
+    if half().exec.load(Relaxed) == 0 {
         return pass(nr::EXECVE, r);
     }
-    // SAFETY: the lower half put this function's address there.
-    let f: extern "C" fn(usize, usize, usize) -> isize = unsafe { core::mem::transmute(f) };
     paths::translated(r.rdi, true, |path| {
-        below(|| f(path, r.rsi, r.rdx)).unwrap_or_else(|| pass(nr::EXECVE, &Regs { rdi: path, ..*r }))
+        let done = below(|| {
+            // SAFETY: the lower half put this function's address there.
+            let f: extern "C" fn(usize, usize, usize) -> isize =
+                unsafe { core::mem::transmute(half().exec.load(Relaxed)) };
+            f(path, r.rsi, r.rdx)
+        });
+        done.unwrap_or_else(|| pass(nr::EXECVE, &Regs { rdi: path, ..*r }))
     })
 }
 

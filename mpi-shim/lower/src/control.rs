@@ -32,6 +32,11 @@ pub(crate) fn all_rebuilt() {
     futex_wake_all(&REBUILT);
 }
 
+/// The agent has said so.
+pub(crate) fn is_rebuilt() -> bool {
+    REBUILT.load(Acquire) != 0
+}
+
 /// Waits until all ranks are rebuilt; at once if there is no agent.
 pub(crate) fn wait_for_all() {
     if std::env::var_os("STILLPOINT_RUN").is_some() {

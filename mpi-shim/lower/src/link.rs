@@ -104,6 +104,11 @@ impl Link {
             let run = self.run.display();
             crate::control::log(&format!("no node agent at {run}: {e}; no checkpoints are taken"));
         }
+        if self.restored && !crate::control::is_rebuilt() && !has_left() {
+            // The other ranks would wait for ever, and this one for them: the launcher is to see that the start has failed.
+            crate::control::log("the node agent was lost while the job was being restarted");
+            end_at_once();
+        }
         // First nobody can ask any more, then who has asked is told.
         drop(rx);
         crate::mail::closed();
