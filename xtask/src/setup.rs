@@ -21,6 +21,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("python3-numpy", ""),
     ("numactl", "numactl"),
     ("python3-pip", ""),
+    ("procps", "pgrep"),
 ];
 
 /// Installs what is missing, or says what to install.
