@@ -380,6 +380,9 @@ pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot
             let own = sys!(nr::OPEN, c"/proc/self/pagemap".as_ptr(), 0);
             let adj = sys!(nr::OPEN, c"/proc/self/oom_score_adj".as_ptr(), 1);
             sys!(nr::WRITE, adj, b"1000".as_ptr(), 4);
+            // Where there are not more processors than ranks, the application is let go first: 5 ms.
+            let pause = [0u64, 5_000_000];
+            sys!(nr::NANOSLEEP, pause.as_ptr(), 0);
             // Nothing of the application's may stay open here: a pipe would never see its end.
             let mut keep = [job.fd, own as i32, tell.as_raw_fd()];
             keep.sort_unstable();
