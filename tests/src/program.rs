@@ -75,6 +75,7 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "refuse_forbid.c", start: Start::Alone, rounds: 0 },
     Program { file: "refuse_room.c", start: Start::Alone, rounds: 0 },
     Program { file: "refuse_file.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_freed.c", start: Start::Ranks(2), rounds: 0 },
     Program { file: "refuse_tool.c", start: Start::Ranks(2), rounds: 0 },
     Program { file: "refuse_window.c", start: Start::Ranks(2), rounds: 0 },
     Program { file: "refuse_mpi_file.c", start: Start::Ranks(2), rounds: 0 },

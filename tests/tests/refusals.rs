@@ -150,6 +150,7 @@ refusals! {
     sysv: "is shared and writable: System V segment /SYSV";
     twice: "is mapped twice";
     room: "MiB; make room or use another --dir";
+    freed: "freed intercommunicators with persistent requests; they can be saved once MPI_Request_free has been called";
     tool: "handles or sessions of the MPI tool interface (MPI_T); they can be saved once they have been freed";
     window: "MPI windows (one-sided communication); they can be saved once MPI_Win_free has been called";
     mpi_file: "open MPI files; they can be saved once MPI_File_close has been called";

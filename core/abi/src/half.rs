@@ -258,12 +258,15 @@ pub mod refuse {
     pub const STRANGERS: usize = 2;
     /// Handles and sessions of the tool interface.
     pub const TOOLS: usize = 3;
+    /// Intercommunicators that were freed with persistent requests on them.
+    pub const FREED: usize = 4;
     /// What each one is called in a message to the user.
-    pub const NAMES: [&str; 4] = [
+    pub const NAMES: [&str; 5] = [
         "MPI windows (one-sided communication); they can be saved once MPI_Win_free has been called",
         "open MPI files; they can be saved once MPI_File_close has been called",
         "communicators to spawned or connected processes; they can be saved once MPI_Comm_disconnect has been called",
         "handles or sessions of the MPI tool interface (MPI_T); they can be saved once they have been freed",
+        "freed intercommunicators with persistent requests; they can be saved once MPI_Request_free has been called",
     ];
 }
 

@@ -58,6 +58,10 @@ pub(crate) unsafe fn end(c: *mut Comm) {
 unsafe fn depart(c: *mut Comm) {
     // SAFETY: a live communicator of the application, not a predefined one.
     unsafe {
+        if (*c).inter && (*c).persistent != 0 {
+            // The members cannot agree by one collective: each side hears of the other only.
+            upper().refusals[refuse::FREED].fetch_add(1, Relaxed);
+        }
         if (*c).known && (*c).head.real() != 0 && (*c).local.len() + (*c).remote.len() > 1 {
             let _clock = Within::enter(c);
             let _inside = Inside::enter();

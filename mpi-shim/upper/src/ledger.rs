@@ -8,7 +8,7 @@
 use crate::cross::Inside;
 use crate::down;
 use crate::drain::Told;
-use crate::handles::{self, Comm, Head, Kind, Status};
+use crate::handles::{self, Comm, FLAG_FREED, Head, Kind, Status};
 use crate::matching::{Store, SyncId};
 use crate::probe::Message;
 use crate::request::{Does, Request, SUCCESS};
@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, Ordering};
-use stillpoint_abi::half::{FLAG_SETTLE, MAIL_ROOM};
+use stillpoint_abi::half::{FLAG_SETTLE, MAIL_ROOM, refuse};
 use stillpoint_sys::{half, upper};
 
 const THREAD_MULTIPLE: u32 = 3;
@@ -393,7 +393,11 @@ impl P2p {
                     self.buffer.2.saturating_sub((*r).front.len() + crate::buffered::BSEND_OVERHEAD);
             }
             if (*r).persistent {
-                (*(*r).comm).persistent -= 1;
+                let c = (*r).comm;
+                (*c).persistent -= 1;
+                if (*c).persistent == 0 && (*c).inter && (*c).head.has(FLAG_FREED) {
+                    upper().refusals[refuse::FREED].fetch_sub(1, Ordering::Relaxed);
+                }
                 self.let_go((*r).comm.cast());
                 self.let_go((*r).datatype.cast());
             }
