@@ -349,6 +349,14 @@ pub struct Upper {
 }
 
 impl Upper {
+    /// True for any address of the upper half: what is saved.
+    pub fn holds(&self, addr: usize) -> bool {
+        use core::sync::atomic::Ordering::Relaxed;
+        (WINDOW_START..WINDOW_END).contains(&addr)
+            || (LOW_START..LOW_END).contains(&addr)
+            || (self.exe_start.load(Relaxed)..self.exe_end.load(Relaxed)).contains(&(addr as u64))
+    }
+
     /// Path of the application's executable, without its zero.
     pub fn exe(&self) -> &[u8] {
         self.exe_path.split(|c| *c == 0).next().unwrap_or(&[])

@@ -7,7 +7,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use stillpoint_abi::half::{LOW_END, LOW_START, WINDOW_END, WINDOW_START};
 use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Process, Region, Signals, Thread};
 use stillpoint_sys::raw::{getpid, monotonic_ns, nr};
 use stillpoint_sys::{arch, half, maps, sys, upper};
@@ -43,18 +42,10 @@ fn is_lower_fd(n: i32) -> bool {
     half().lower_fds.get(n / 64).is_some_and(|w| w.load(Relaxed) >> (n % 64) & 1 == 1)
 }
 
-/// True for addresses whose contents are saved.
-pub fn is_saved(start: usize) -> bool {
-    let u = upper();
-    (WINDOW_START..WINDOW_END).contains(&start)
-        || (LOW_START..LOW_END).contains(&start)
-        || (u.exe_start.load(Relaxed)..u.exe_end.load(Relaxed)).contains(&(start as u64))
-}
-
 /// Mappings of the upper half, from a listing of `/proc/self/maps`.
 pub fn regions(listing: &[u8]) -> Vec<Region> {
     maps::parse(listing)
-        .filter(|m| is_saved(m.start))
+        .filter(|m| upper().holds(m.start))
         .map(|m| Region {
             start: m.start as u64,
             end: m.end as u64,

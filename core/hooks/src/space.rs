@@ -7,7 +7,6 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use stillpoint_abi::half::{
     HOOKS_ADDR, LOW_END, LOW_START, MAPS_START, SPACE_ADDR, SPACE_LEN, UPPER_ADDR, Upper, WINDOW_END,
-    WINDOW_START,
 };
 use stillpoint_sys::raw::{futex_wait, futex_wake_all, nr};
 use stillpoint_sys::{sys, upper};
@@ -106,10 +105,7 @@ pub(crate) fn in_maps(addr: usize) -> bool {
 
 /// True for any address of the upper half.
 pub(crate) fn is_upper(addr: usize) -> bool {
-    let u = upper();
-    (WINDOW_START..WINDOW_END).contains(&addr)
-        || is_low(addr)
-        || (u.exe_start.load(Relaxed)..u.exe_end.load(Relaxed)).contains(&(addr as u64))
+    upper().holds(addr)
 }
 
 /// Patches every site of interest in `[start, start + len)`, which is mapped readable and executable. Returns how many.
