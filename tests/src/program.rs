@@ -37,6 +37,7 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "threads.c", start: Start::Alone, rounds: 3000 },
     Program { file: "fpu.c", start: Start::Alone, rounds: 5000 },
     Program { file: "mmap.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "sparse.c", start: Start::Alone, rounds: 3000 },
     Program { file: "exec.c", start: Start::Alone, rounds: 3000 },
     Program { file: "children.c", start: Start::Alone, rounds: 3000 },
     Program { file: "descriptors.c", start: Start::Alone, rounds: 3000 },

@@ -3,11 +3,11 @@
 
 stillpoint_tests::cases! {
     now {
-        native: count files signals threads fpu mmap exec children descriptors pending;
-        through: count files signals threads fpu mmap exec children descriptors pending;
+        native: count files signals threads fpu mmap sparse exec children descriptors pending;
+        through: count files signals threads fpu mmap sparse exec children descriptors pending;
         chained: count;
-        checkpointed: count files signals threads fpu mmap exec children descriptors pending;
-        killed: count files signals threads fpu mmap exec children descriptors pending;
+        checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending;
+        killed: count files signals threads fpu mmap sparse exec children descriptors pending;
         slower: threads fpu;
         hammered: files signals threads mmap;
         generations: files threads pending;

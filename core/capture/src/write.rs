@@ -53,15 +53,22 @@ pub struct Written {
 }
 
 /// Names of [`Written::step`].
-pub const STEPS: [&str; 5] =
-    ["list the pages", "write memory", "write the sections", "make the image durable", "fork"];
+pub const STEPS: [&str; 6] = [
+    "list the pages",
+    "write memory",
+    "write the sections",
+    "make the image durable",
+    "fork",
+    "list more than 4194304 separate stretches of memory",
+];
+const MANY: usize = 5;
 
 /// Memory for the writer, made before the fork and given back by its drop.
 struct Room {
     at: usize,
 }
 
-const RUNS: usize = 1 << 20;
+const RUNS: usize = 1 << 22;
 const INDEX: usize = 512 << 20;
 const VEC: usize = 4096;
 const ROOM: usize = RUNS * size_of::<Run>() + INDEX + VEC * size_of::<PageRegion>();
@@ -151,22 +158,25 @@ fn list_pages(
                 category_anyof_mask: PRESENT_OR_SWAPPED,
                 return_mask: PRESENT_OR_SWAPPED,
             };
-            // SAFETY: fills `vec` and `walk_end`.
+            // SAFETY: fills `vec`, and `walk_end`, which nobody reads.
             let n = unsafe { sys!(nr::IOCTL, pagemap, PAGEMAP_SCAN, &raw mut arg) };
             // File pages may be dropped from memory at any time: private file mappings are written whole.
             let whole = [PageRegion { start: at, end: r.end, categories: 0 }];
-            let found = if n < 0 || r.inode != 0 {
-                arg.walk_end = r.end;
-                &whole[..]
+            let (found, next) = if n < 0 || r.inode != 0 {
+                (&whole[..], r.end)
             } else {
-                &vec[..n.unsigned_abs()]
+                // `walk_end` is of no use: past 512 stretches the kernel has told more than it says there (Linux 6.18). It
+                // has come to the end unless `vec` is full.
+                let found = &vec[..n.unsigned_abs()];
+                let last = found.last().filter(|_| found.len() == vec.len());
+                (found, last.map_or(r.end, |l| l.end))
             };
             let mut keep = |from: u64, pages: u64| -> Step<()> {
                 let (mut at, end) = (from, from + pages * PAGE);
                 while let Some((start, until)) = crate::excluded::next_saved(at, end) {
                     for p in (start..until).step_by(PAGE as usize) {
                         if !is_zero(p as usize) {
-                            table.push(p, 1).map_err(|_| (0, 12))?;
+                            table.push(p, 1).map_err(|_| (MANY, 12))?;
                         }
                     }
                     at = until;
@@ -185,10 +195,7 @@ fn list_pages(
                     p = next;
                 }
             }
-            if arg.walk_end <= at {
-                break;
-            }
-            at = arg.walk_end;
+            at = next;
         }
     }
     Ok(())
@@ -254,7 +261,7 @@ fn write_all(j: &Job<'_>) -> Step<Written> {
     let mut table = RunTable::new(runs);
     list_pages(j.pagemap, j.regions, vec, &mut table)?;
     let layout = table.layout(j.meta.len() as u64);
-    let mut sums = IndexBuf::new(index, &table).map_err(|_| (0, 12))?;
+    let mut sums = IndexBuf::new(index, &table).map_err(|_| (MANY, 12))?;
     for f in frames(table.runs()) {
         // SAFETY: pages found readable above, in memory that stands still.
         let bytes = unsafe {
