@@ -71,6 +71,34 @@ pub fn hammered(name: &str) {
     panic!("fewer than {wanted} checkpoints of {name}: {text}");
 }
 
+/// A scheduler's warning (`STILLPOINT_SIGNAL`) to all ranks asks for a checkpoint, before and after a restart; nobody dies of it.
+pub fn warned(name: &str) {
+    let mut random = Random::seeded();
+    let Some(case) = Case::new(name, "warned", 10) else { return };
+    let ended = case.run(None, &[("STILLPOINT_SIGNAL", "USR1")], &mut |job, store| {
+        for kill_after in [true, false] {
+            let before = newest(store);
+            let asked = until(LIMIT, || {
+                for pid in descendants(job.id(), RANK) {
+                    crate::process::signal(pid, rustix::process::Signal::USR1);
+                }
+                // A rank that has only just begun has nobody to tell yet.
+                until(Duration::from_secs(1), || newest(store) > before) || !job.is_running()
+            });
+            assert!(asked && newest(store) > before, "{name}: no checkpoint on a warning: {}", log(store));
+            if kill_after {
+                let ranks = descendants(job.id(), RANK);
+                kill_one(job.id(), &mut random);
+                until(LIMIT, || {
+                    let now = descendants(job.id(), RANK);
+                    now.len() == ranks.len() && now.iter().all(|pid| !ranks.contains(pid))
+                });
+            }
+        }
+    });
+    assert!(ended.stderr.contains("; restart 1 of"), "{name} was not restarted");
+}
+
 /// Checkpoint, kill, restart: ten times in a row with `STILLPOINT_TEST_FULL`, else three. The image and the number of open
 /// descriptors do not grow from one generation to the next.
 pub fn generations(name: &str) {
@@ -119,7 +147,7 @@ fn kill_one(job: u32, random: &mut Random) {
 }
 
 /// Number of the newest commit, 0 if there is none.
-fn newest(store: &Path) -> u64 {
+pub fn newest(store: &Path) -> u64 {
     let number = |folder: &PathBuf| folder.file_name()?.to_str()?.rsplit('-').next()?.parse().ok();
     commits(store).iter().filter_map(number).max().unwrap_or(0)
 }
@@ -296,7 +324,8 @@ fn results(ended: &Ended) -> BTreeSet<String> {
     found
 }
 
-fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+/// Waits until something holds. False: it did not within `limit`.
+pub fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         if holds() {
@@ -308,7 +337,7 @@ fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
 }
 
 /// The committed checkpoints below a store: folders that hold a manifest and are not being written.
-fn commits(store: &Path) -> Vec<PathBuf> {
+pub fn commits(store: &Path) -> Vec<PathBuf> {
     folders(store)
         .into_iter()
         .filter(|folder| !is_partial(folder) && folder.join("manifest.json").is_file())

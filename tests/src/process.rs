@@ -113,11 +113,16 @@ fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
 
 /// Kills one process, as a failing machine would. False: it had gone already.
 pub fn kill(pid: u32) -> bool {
+    signal(pid, Signal::KILL)
+}
+
+/// Sends a signal to one process. False: it had gone already.
+pub fn signal(pid: u32, which: Signal) -> bool {
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id fits");
-    match kill_process(raw, Signal::KILL) {
+    match kill_process(raw, which) {
         Ok(()) => true,
         Err(rustix::io::Errno::SRCH) => false,
-        Err(error) => panic!("kill {pid}: {error}"),
+        Err(error) => panic!("send {which:?} to {pid}: {error}"),
     }
 }
 

@@ -9,6 +9,7 @@ stillpoint_tests::cases! {
         checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending;
         killed: count files signals threads fpu mmap sparse exec children descriptors pending;
         slower: threads fpu;
+        warned: count exec;
         hammered: files signals threads mmap;
         generations: files threads pending;
     }

@@ -109,6 +109,11 @@ pub struct Half {
     pub rank: AtomicU32,
     /// Number of ranks that the launcher told us.
     pub size: AtomicU32,
+    /// A signal that asks for a checkpoint, beside what the application has it do; 0: none. Where the application leaves it
+    /// at its default, it does not end the process.
+    pub warn_signal: AtomicI32,
+    /// Counts up when it came. A futex.
+    pub warned: AtomicU32,
     /// Bit n: descriptor n belongs to the lower half.
     pub lower_fds: [AtomicU64; 128],
     /// The command that the leader works on while all threads stand still ([`still`]); 0: none. A futex.

@@ -11,7 +11,7 @@ use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use stillpoint_abi::half::STOP_SIGNAL;
 use stillpoint_sys::raw::{errno, nr};
-use stillpoint_sys::{sys, upper};
+use stillpoint_sys::{half, sys, upper};
 
 const STOP_BIT: u64 = 1 << (STOP_SIGNAL - 1);
 
@@ -26,6 +26,7 @@ struct KernelAction {
 }
 
 const SA_SIGINFO: u64 = 4;
+const SIGINFO_RESTART_RESTORER: u64 = SA_SIGINFO | 0x1000_0000 | 0x0400_0000;
 
 /// rt_sigaction(2).
 pub(crate) fn sigaction(r: &Regs) -> isize {
@@ -42,7 +43,11 @@ pub(crate) fn sigaction(r: &Regs) -> isize {
         new = unsafe { with_exposed_provenance::<KernelAction>(r.rsi).read() };
     }
     let given = new;
-    if new.handler > 1 {
+    if new.handler == 0 && usize::try_from(half().warn_signal.load(Relaxed)) == Ok(sig) {
+        // It stays the wrapper's, which has nothing to call.
+        new.handler = u.sig_wrapper.load(Relaxed) as u64;
+        (new.flags, new.restorer, new.mask) = (SIGINFO_RESTART_RESTORER, u.restorer.load(Relaxed) as u64, 0);
+    } else if new.handler > 1 {
         new.handler = u.sig_wrapper.load(Relaxed) as u64;
         new.flags |= SA_SIGINFO;
         new.mask &= !STOP_BIT;

@@ -136,11 +136,31 @@ fn correct_sender(info: usize) {
     }
 }
 
+/// The signal that asks for a checkpoint has come. A child of the application has no part in that: it dies as it would.
+fn warned(sig: i32) {
+    let h = half();
+    if h.warn_signal.load(Relaxed) != sig {
+        return;
+    }
+    if h.child.load(Relaxed) == 0 {
+        h.warned.fetch_add(1, SeqCst);
+        futex_wake_all(&h.warned);
+    } else if upper().sig[sig.unsigned_abs() as usize % 65].handler.load(Relaxed) == 0 {
+        let default = [0u64; 4];
+        // SAFETY: the default action, and the signal once more: it is taken when the handler returns.
+        unsafe {
+            sys!(nr::RT_SIGACTION, sig, default.as_ptr(), 0, 8);
+            sys!(nr::TGKILL, sys!(nr::GETPID), sys!(nr::GETTID), sig);
+        }
+    }
+}
+
 extern "C" fn wrapper(sig: i32, info: usize, uc: usize) {
     const SA_RESETHAND: u64 = 0x8000_0000;
     let n = usize::try_from(sig).unwrap_or(0).min(64);
     let entry = &upper().sig[n];
     let f = entry.handler.load(Acquire);
+    warned(sig);
     if f < 2 {
         return;
     }

@@ -63,6 +63,7 @@ pub(crate) fn start(restored: bool) -> std::io::Result<()> {
         let (tx, rx) = std::sync::mpsc::channel();
         // What the application asks for before the line stands waits in the channel.
         crate::mail::open(&tx);
+        crate::warn::start()?;
         std::thread::Builder::new().name("stillpoint-ctl".into()).spawn(move || {
             while restored && RUNNING.load(Acquire) == 0 {
                 std::thread::sleep(Duration::from_millis(1));

@@ -141,6 +141,7 @@ pub(crate) fn fill_half() {
     h.goodbye.store((crate::link::goodbye as *const ()).expose_provenance(), Relaxed);
     h.load_back.store((crate::back::load as *const ()).expose_provenance(), Relaxed);
     h.request.store((crate::mail::request as *const ()).expose_provenance(), Relaxed);
+    h.warn_signal.store(crate::warn::signal(), Relaxed);
     crate::fds::ready();
     h.exec.store((exec as *const ()).expose_provenance(), Relaxed);
     let number = |names: &[&str]| names.iter().find_map(|n| std::env::var(n).ok()?.parse().ok());
@@ -410,7 +411,7 @@ fn enter(
     rec.tid.store(gettid(), Relaxed);
     u.n_threads.store(1, Release);
     leave_rseq();
-    install_stop_handler();
+    install_handlers();
     // The one that the launcher gave us.
     swap_mask(mask);
     // SAFETY: the stack built above and the entry of the placed loader.
@@ -432,16 +433,29 @@ pub(crate) fn leave_rseq() {
     }
 }
 
-/// Installs the hook library's stop handler for the stop signal.
-pub(crate) fn install_stop_handler() {
-    const SA_RESTORER_RESTART_SIGINFO: u64 = 0x0400_0000 | 0x1000_0000 | 4;
+/// Installs the hook library's stop handler for the stop signal, and its wrapper for the signal that asks for a checkpoint,
+/// unless the application has a handler for that or ignores it.
+pub(crate) fn install_handlers() {
     let u = upper();
-    let action = [
-        u.stop_handler.load(Relaxed) as u64,
-        SA_RESTORER_RESTART_SIGINFO,
-        u.restorer.load(Relaxed) as u64,
-        u64::MAX,
-    ];
+    install(stillpoint_abi::half::STOP_SIGNAL, u.stop_handler.load(Relaxed), u64::MAX);
+    let n = half().warn_signal.load(Relaxed);
+    let Some(s) = usize::try_from(n).ok().and_then(|n| u.sig.get(n)).filter(|_| n != 0) else { return };
+    if s.set.load(Relaxed) == 0 {
+        let mut now = [0u64; 4];
+        // SAFETY: the kernel fills its struct sigaction of four words.
+        unsafe { sys!(nr::RT_SIGACTION, n, 0, now.as_mut_ptr(), 8) };
+        // From here on the kernel knows more than the application does.
+        s.handler.store(now[0], Relaxed);
+        s.set.store(1, Release);
+    }
+    if s.handler.load(Relaxed) == 0 {
+        install(n, u.sig_wrapper.load(Relaxed), 0);
+    }
+}
+
+fn install(signal: i32, handler: usize, mask: u64) {
+    const SA_RESTORER_RESTART_SIGINFO: u64 = 0x0400_0000 | 0x1000_0000 | 4;
+    let action = [handler as u64, SA_RESTORER_RESTART_SIGINFO, upper().restorer.load(Relaxed) as u64, mask];
     // SAFETY: the kernel's struct sigaction of four words; the handler lives in the upper half.
-    unsafe { sys!(nr::RT_SIGACTION, stillpoint_abi::half::STOP_SIGNAL, action.as_ptr(), 0, 8) };
+    unsafe { sys!(nr::RT_SIGACTION, signal, action.as_ptr(), 0, 8) };
 }

@@ -76,6 +76,11 @@ pub(crate) extern "C" fn request(what: u32, arg: u64) -> i64 {
     }
 }
 
+/// The signal that asks for a checkpoint has come; nobody waits for the answer.
+pub(crate) fn warned() {
+    send(Local::Request { id: 0 });
+}
+
 /// An answer to CHECKPOINT has come.
 pub(crate) fn answered(id: u64, result: Outcome) {
     if let Ok(mut a) = ANSWERS.lock()

@@ -23,6 +23,7 @@ mod segment;
 mod still;
 mod tcb;
 mod wait;
+mod warn;
 
 use std::process::ExitCode;
 

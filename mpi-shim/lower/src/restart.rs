@@ -28,7 +28,7 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
         .map_err(|source| Error::System { what: "start the control thread", source })?;
     restart::descriptors(&meta)?;
     restart::signals();
-    launch::install_stop_handler();
+    launch::install_handlers();
     launch::leave_rseq();
     restart::threads(&meta)?;
     if still::has_front() {
