@@ -1,0 +1,224 @@
+//! What each hook of SPANK does. *In srun, sbatch and salloc, and in slurmstepd.*
+//!
+//! ```text
+//! srun --ckpt-interval=600 ./a     init, options, post_opt ──▶ becomes `stillpoint slurm-step … -- …`, which starts
+//!  └ srun --ckpt-run=RUN@INC …     init, options, post_opt (goes on), local_user_init (the file of --multi-prog)
+//!     └ slurmstepd                 init, options, task_init: `stillpoint-task` in the program's place
+//!        └ stillpoint-task ./a
+//! ```
+//!
+//! What a reader would get wrong: what a hook returns is ignored, as the plugin is `optional`; see the crate's head.
+
+use std::ffi::{OsStr, OsString, c_int};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::command::{self, Line, Verdict};
+use crate::options::{self, ENTRIES, Given, Which};
+use crate::spank::{self, Context, Handle};
+use crate::{multi, process};
+
+/// The options given to this process. Written by option callbacks, on the one thread that reads options.
+static GIVEN: Mutex<Given> = Mutex::new(Given::new());
+
+/// Steps of Slurm's own making (batch, extern, interactive) have numbers from here on: SLURM_MAX_NORMAL_STEP_ID.
+const NOT_A_USERS_STEP: u32 = 0xffff_fff0;
+
+fn options() -> MutexGuard<'static, Given> {
+    GIVEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says why and ends the program that we are in.
+fn refuse(why: &str) -> ! {
+    spank::error(why);
+    process::leave()
+}
+
+/// Where stillpoint is installed: `prefix=` in plugstack.conf, else three levels above this plugin
+/// (`<prefix>/lib/stillpoint/stillpoint-spank.so`).
+fn prefix(sp: &Handle) -> Option<PathBuf> {
+    let given = sp.argument("prefix").map(PathBuf::from);
+    given.or_else(|| Some(process::own_file()?.ancestors().nth(3)?.to_owned()))
+}
+
+/// `slurm_spank_init`: makes the options known.
+pub(crate) fn init(sp: &Handle) -> c_int {
+    let context = Handle::context();
+    if context == Context::Other {
+        return 0;
+    }
+    if cfg!(panic = "abort") {
+        if context != Context::Remote {
+            spank::error(
+                "this plugin was built with panic=abort and does nothing; build it with `cargo xtask install`",
+            );
+        }
+        return 0;
+    }
+    if ENTRIES.iter().all(|e| sp.register(e)) { 0 } else { -1 }
+}
+
+/// An option was given. Not zero: Slurm refuses the value and ends (slurmstepd goes on without it).
+pub(crate) fn option(which: Which, value: OsString) -> c_int {
+    match options().take(which, value) {
+        Ok(()) => 0,
+        Err(refusal) => {
+            spank::error(&refusal.to_string());
+            -1
+        }
+    }
+}
+
+/// `slurm_spank_init_post_opt`: all options have been read.
+pub(crate) fn post_opt(sp: &Handle) -> c_int {
+    let given = options().clone();
+    match Handle::context() {
+        Context::Local if given.get(Which::Run).is_none() => in_srun(sp, &given),
+        Context::Allocator => in_allocator(&given),
+        _ => 0,
+    }
+}
+
+fn in_srun(sp: &Handle, given: &Given) -> c_int {
+    let variable = |name: &str| std::env::var_os(name);
+    let all = match given.clone().with(variable) {
+        Ok(all) if !all.wanted(given) => return 0,
+        all => all,
+    };
+    let words = process::command_line();
+    let line = Line { command: process::command_at(words.len()), words };
+    match line.verdict(variable("SLURM_HET_SIZE").as_deref()) {
+        Verdict::Alone => return 0,
+        Verdict::Refused(why) => refuse(why),
+        Verdict::Step => {}
+    }
+    let all = all.unwrap_or_else(|refusal| refuse(&refusal.to_string()));
+    let Some(stillpoint) = prefix(sp).map(|p| p.join("bin/stillpoint")) else {
+        refuse(
+            "cannot tell where stillpoint is installed; say prefix=DIR behind the plugin in plugstack.conf",
+        )
+    };
+    let srun =
+        process::program().unwrap_or_else(|e| refuse(&format!("cannot tell which file srun runs: {e}")));
+    let step = line.step(&stillpoint, &srun, &all);
+    let why = process::become_program(&step, command::is_ours);
+    refuse(&format!(
+        "cannot start {}: {why}; install stillpoint there (cargo xtask install --prefix DIR), or say prefix=DIR behind the \
+         plugin in plugstack.conf",
+        stillpoint.display()
+    ))
+}
+
+/// sbatch and salloc only check; the sruns inside act.
+fn in_allocator(given: &Given) -> c_int {
+    if let Err(refusal) = given.clone().with(|name| std::env::var_os(name)) {
+        refuse(&refusal.to_string());
+    }
+    if let Some(run) = given.get(Which::Run) {
+        refuse(&options::Refusal::Internal(format!("--ckpt-run={}", run.to_string_lossy())).to_string());
+    }
+    0
+}
+
+/// The task program as text; a path that is not UTF-8 cannot stand in a file of --multi-prog.
+fn task_program(sp: &Handle) -> Option<PathBuf> {
+    prefix(sp).map(|p| p.join("libexec/stillpoint/stillpoint-task"))
+}
+
+/// `slurm_spank_local_user_init`, in srun just before the step is launched: the file of --multi-prog.
+pub(crate) fn local_user_init(sp: &Handle) -> c_int {
+    if options().get(Which::Run).is_none() || Handle::can_prepend() {
+        return 0;
+    }
+    let words = process::command_line();
+    let argv = sp.argv();
+    let given = process::command_at(words.len()).map_or(0, |at| words.len() - at);
+    // With --multi-prog, and only then, Slurm has put a word in: what stands in the file.
+    if argv.len() != given + 1 {
+        return 0;
+    }
+    let task = task_program(sp);
+    let (Some(text), Some(task)) = (argv[1].to_str(), task.as_deref().and_then(Path::to_str)) else {
+        refuse(&format!("{}: not UTF-8, and so not for a step with checkpoints", argv[0].to_string_lossy()))
+    };
+    if !sp.set_argv(1, OsStr::new(&multi::wrap(text, task))) {
+        refuse("this release of Slurm does not let a plugin change what --multi-prog starts");
+    }
+    0
+}
+
+/// `slurm_spank_task_init`, as the user, in the child that is about to become the task.
+pub(crate) fn task_init(sp: &Handle) -> c_int {
+    let given = options();
+    let Some((run, incarnation)) = given.get(Which::Run).and_then(options::run) else { return 0 };
+    if Handle::context() != Context::Remote || sp.step().is_none_or(|s| s >= NOT_A_USERS_STEP) {
+        return 0;
+    }
+    if let Err(why) = wrap(sp, run, incarnation) {
+        // To go on would be to run without the checkpoints that were asked for.
+        spank::error(&why);
+        process::leave_task();
+    }
+    0
+}
+
+fn wrap(sp: &Handle, run: &OsStr, incarnation: u64) -> Result<(), String> {
+    let task = task_program(sp)
+        .ok_or("cannot tell where stillpoint is installed; say prefix=DIR in plugstack.conf")?;
+    process::may_execute(&task).map_err(|e| {
+        format!("cannot execute {} on this node: {e}; install stillpoint there", task.display())
+    })?;
+    let (job, step) = (sp.job().unwrap_or(0), sp.step().unwrap_or(0));
+    let argv = sp.argv();
+    if Handle::can_prepend() {
+        sp.unset("STILLPOINT_TASK_PROGRAM");
+        if !sp.prepend(&task) {
+            return Err("Slurm does not let a plugin put stillpoint-task before the program".to_owned());
+        }
+    } else if is_multi(&argv, &task) {
+        sp.unset("STILLPOINT_TASK_PROGRAM");
+    } else {
+        let named = argv.first().ok_or("Slurm does not tell a plugin what the task runs")?;
+        let node = sp.get("SLURMD_NODENAME").unwrap_or_default();
+        let program = command::broadcast(named, job, step, &node).unwrap_or_else(|| named.clone());
+        if !sp.set("STILLPOINT_TASK_PROGRAM", &program) || !sp.set_argv(0, task.as_os_str()) {
+            return Err("Slurm does not let a plugin put stillpoint-task in the program's place".to_owned());
+        }
+    }
+    let local = sp.argument("local").unwrap_or(OsStr::new("/tmp"));
+    let (incarnation, job_step) = (incarnation.to_string(), format!("{job}.{step}"));
+    let variables: [(&str, &OsStr); 4] = [
+        ("STILLPOINT_RUN", run),
+        ("STILLPOINT_INCARNATION", OsStr::new(&incarnation)),
+        ("STILLPOINT_LOCAL_BASE", local),
+        ("STILLPOINT_STEP", OsStr::new(&job_step)),
+    ];
+    for (name, value) in variables {
+        if !sp.set(name, value) {
+            return Err(format!("Slurm does not let a plugin set {name} for the task"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the words of the step are those of --multi-prog, as `local_user_init` made them: the file's name, and a text
+/// in which each program already has `stillpoint-task` before it.
+fn is_multi(argv: &[OsString], task: &Path) -> bool {
+    let task = task.to_str().map(multi::word);
+    let text = argv.get(1).and_then(|t| t.to_str());
+    matches!((text, task), (Some(text), Some(task)) if text.contains(&format!(" {task} ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_many_programs_is_told_by_its_text() {
+        let task = Path::new("/p q/stillpoint-task");
+        let text = multi::wrap("0 ./a\n1 ./b\n", "/p q/stillpoint-task");
+        assert!(is_multi(&["file".into(), text.into()], task));
+        assert!(!is_multi(&["./a".into(), "-x".into()], task));
+        assert!(!is_multi(&["./a".into()], task));
+    }
+}

@@ -1,0 +1,143 @@
+//! The process that we are guests in: how it was started, where our own file lies, and how srun becomes another program.
+//! *In Slurm's processes.*
+//!
+//! What a reader would get wrong: srun blocks its signals before it loads plugins, and a signal mask survives execve.
+//! Whatever comes after us would be deaf to Ctrl-C.
+#![allow(unsafe_code, reason = "getopt's index, dladdr, the signal mask and execve")]
+
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+unsafe extern "C" {
+    /// getopt(3): index of the first word that is not an option. srun asks getopt to stop there ("+").
+    static optind: c_int;
+}
+
+/// What srun blocks: `sig_array` and `pty_sigarray` of its `init_srun`.
+const BLOCKED: [c_int; 10] = [
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGCONT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGALRM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGPIPE,
+    libc::SIGWINCH,
+];
+
+/// The words this process was started with.
+pub(crate) fn command_line() -> Vec<OsString> {
+    let bytes = std::fs::read("/proc/self/cmdline").unwrap_or_default();
+    let words = bytes.strip_suffix(b"\0").unwrap_or(&bytes).split(|b| *b == 0);
+    words.map(|w| OsString::from_vec(w.to_vec())).collect()
+}
+
+/// Index of the command behind Slurm's options, after Slurm has read them.
+pub(crate) fn command_at(words: usize) -> Option<usize> {
+    // SAFETY: the C library's; read on the thread that called getopt.
+    let at = usize::try_from(unsafe { optind }).ok()?;
+    (1..words).contains(&at).then_some(at)
+}
+
+/// The file this process runs.
+pub(crate) fn program() -> std::io::Result<PathBuf> {
+    std::fs::read_link("/proc/self/exe")
+}
+
+/// The file this code was loaded from.
+pub(crate) fn own_file() -> Option<PathBuf> {
+    // SAFETY: zeroes are a valid Dl_info.
+    let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
+    let here: fn() -> Option<PathBuf> = own_file;
+    // SAFETY: an address within this file, and room for the answer.
+    let found = unsafe { libc::dladdr(here as *const _, &raw mut info) } != 0 && !info.dli_fname.is_null();
+    // SAFETY: the loader's own terminated string.
+    let name = found.then(|| unsafe { CStr::from_ptr(info.dli_fname) })?;
+    std::fs::canonicalize(Path::new(OsStr::from_bytes(name.to_bytes()))).ok()
+}
+
+/// Whether a file may be executed by us.
+pub(crate) fn may_execute(path: &Path) -> Result<(), std::io::Error> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a terminated path.
+    if unsafe { libc::access(path.as_ptr(), libc::X_OK) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+fn set_blocked(how: c_int) {
+    // SAFETY: sigsets of our own, filled before they are used.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in BLOCKED {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Becomes another program, with this process's environment but for the variables that `without` names. Returns only
+/// when that fails.
+pub(crate) fn become_program(words: &[OsString], without: impl Fn(&OsStr) -> bool) -> std::io::Error {
+    let keep = std::env::vars_os().filter(|(k, _)| !without(k));
+    let joined = keep.map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat());
+    let strings = |all: Vec<Vec<u8>>| -> Result<Vec<CString>, std::ffi::NulError> {
+        all.into_iter().map(CString::new).collect()
+    };
+    let words = words.iter().map(|w| w.as_bytes().to_vec()).collect();
+    let (words, variables) = match (strings(words), strings(joined.collect())) {
+        (Ok(w), Ok(v)) => (w, v),
+        _ => return std::io::ErrorKind::InvalidInput.into(),
+    };
+    let ends = |all: &[CString]| -> Vec<*const c_char> {
+        all.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (ends(&words), ends(&variables));
+    set_blocked(libc::SIG_UNBLOCK);
+    // SAFETY: two null-terminated arrays of strings that live until the call returns, if it does.
+    unsafe { libc::execve(argv[0], argv.as_ptr(), envp.as_ptr()) };
+    let why = std::io::Error::last_os_error();
+    set_blocked(libc::SIG_BLOCK);
+    why
+}
+
+/// Ends srun, sbatch or salloc as they end themselves on a bad option.
+pub(crate) fn leave() -> ! {
+    let code = std::env::var("SLURM_EXIT_ERROR").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
+    // SAFETY: exit(3), on Slurm's main thread.
+    unsafe { libc::exit(code) }
+}
+
+/// Ends a task that has not yet become the user's program. Not exit(3): the handlers are those of slurmstepd.
+pub(crate) fn leave_task() -> ! {
+    // SAFETY: ends this process.
+    unsafe { libc::_exit(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_knows_how_it_was_started() {
+        let words = command_line();
+        assert_eq!(words.len(), std::env::args_os().count());
+        assert_eq!(command_at(0), None);
+        assert!(own_file().is_some_and(|f| f.is_file()));
+        assert!(program().is_ok());
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_told() {
+        let none: OsString = "/no/such/program".into();
+        assert_eq!(become_program(&[none], |_| false).kind(), std::io::ErrorKind::NotFound);
+        assert!(may_execute(Path::new("/bin/sh")).is_ok());
+        assert!(may_execute(Path::new("/etc/passwd")).is_err());
+    }
+}
