@@ -3,6 +3,7 @@
 //!
 //! Asked in this order: STILLPOINT_SLURM_VERSION (22.05.8), the installed Slurm's programs, its header, else 22.05.
 
+use std::path::Path;
 use std::process::Command;
 
 const DEFAULT: &str = "22.05";
@@ -22,8 +23,9 @@ fn number(version: &str) -> Option<u32> {
     Some(u32::from(year) << 16 | u32::from(month) << 8 | u32::from(patch))
 }
 
-fn of_program(name: &str) -> Option<String> {
-    let output = Command::new(name).arg("--version").output().ok()?;
+/// Slurm's programs read their configuration before they say their release, and may have none on a build machine.
+fn of_program(name: &str, stand_in: &Path) -> Option<String> {
+    let output = Command::new(name).arg("--version").env("SLURM_CONF", stand_in).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     text.split_whitespace().last().filter(|v| number(v).is_some()).map(str::to_owned)
 }
@@ -42,8 +44,10 @@ fn find() -> (u32, String) {
             None => panic!("STILLPOINT_SLURM_VERSION={v}: a release like 22.05.8 is wanted"),
         }
     }
-    for program in ["srun", "scontrol"] {
-        if let Some((n, v)) = of_program(program).and_then(|v| Some((number(&v)?, v))) {
+    let stand_in = Path::new(&std::env::var_os("OUT_DIR").unwrap_or_default()).join("slurm.conf");
+    let written = std::fs::write(&stand_in, "ClusterName=none\nSlurmctldHost=localhost\n").is_ok();
+    for program in ["srun", "scontrol"].iter().filter(|_| written) {
+        if let Some((n, v)) = of_program(program, &stand_in).and_then(|v| Some((number(&v)?, v))) {
             return (n, format!("{program} --version: {v}"));
         }
     }
@@ -59,11 +63,13 @@ fn main() {
     println!("cargo:rerun-if-env-changed=STILLPOINT_SLURM_VERSION");
     println!("cargo:rerun-if-changed=build.rs");
     let (n, why) = find();
-    // What cargo watches is the time of a file, which for a packaged program is that of its packaging: an upgrade would go
-    // unseen. So whoever installs asks Slurm and says the release in the variable (`cargo xtask install`); without a Slurm
-    // a file that never exists makes cargo ask again each time.
-    let watched = if why == NONE { "no-slurm-found" } else { "build.rs" };
-    println!("cargo:rerun-if-changed={watched}");
+    // What cargo compares is the time of a file, which for a packaged program is that of its packaging: an upgrade of Slurm
+    // would go unseen. The lists of what is installed tell. A file that never exists makes cargo ask at each build.
+    let lists = ["/var/lib/dpkg/status", "/var/lib/rpm"].into_iter().filter(|l| Path::new(l).exists());
+    let watched: Vec<&str> = if why == NONE { vec!["no-slurm-found"] } else { lists.collect() };
+    for path in watched {
+        println!("cargo:rerun-if-changed={path}");
+    }
     println!("cargo:rustc-env=STILLPOINT_SLURM_NUMBER={n}");
     println!("cargo:warning=the plugin is for Slurm {}.{:02} ({why})", n >> 16, n >> 8 & 0xff);
 }

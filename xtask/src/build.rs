@@ -4,10 +4,11 @@
 
 use crate::Outcome;
 use crate::command::{cargo, run};
+use crate::install;
 
 /// Binaries and libraries, into `target/release`.
 pub(crate) fn build() -> Outcome {
-    run(cargo().args(["build", "--release"]))?;
+    install::build()?;
     // The solver of the benchmarks is also killed and restarted by a test.
     run(cargo().args(["build", "--release", "--package", "stillpoint-bench"]))?;
     // The example in Rust over the library is run by a test.

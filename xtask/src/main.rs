@@ -1,4 +1,4 @@
-//! `cargo xtask`: setup, build, test, demo, bench. Runs *next door*, on the developer's or the user's machine.
+//! `cargo xtask`: setup, build, install, lab, test, demo, bench. Runs *next door*, on the developer's or the user's machine.
 //!
 //! It uses the standard library only and nothing of ours, so that it compiles on a machine where nothing else is
 //! ready; what is missing is found and installed by [`setup`]. What a reader would get wrong: `demo` and `test` never
@@ -9,6 +9,8 @@
 mod build;
 mod command;
 mod demo;
+mod install;
+mod lab;
 mod setup;
 mod suite;
 
@@ -17,6 +19,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask setup                                          install what is missing (root), or say what to install
 cargo xtask build                                          release build of all that a user installs
+cargo xtask install --prefix DIR                           build, and install: programs, libraries, Slurm plugin, module file
+cargo xtask lab up [-n NODES] | down | exec ... | ...      a Slurm of several nodes on this machine, with the plugin (root)
 cargo xtask test [--only core|mpi|slurm|rdma|store] [--full]
 cargo xtask demo [--seed N]                                LAMMPS, checkpointed, killed, restarted, compared
 cargo xtask bench [ARGS...]                                numbers beside native ones";
@@ -30,6 +34,8 @@ fn main() -> ExitCode {
     let outcome = match words.as_slice() {
         ["setup"] => setup::setup(),
         ["build"] => setup::setup().and_then(|()| build::build()),
+        ["install", rest @ ..] => install::install(rest),
+        ["lab", rest @ ..] => lab::lab(rest),
         ["test", rest @ ..] => suite::Choice::parse(rest).and_then(suite::test),
         ["demo", rest @ ..] => demo::demo(rest),
         ["bench", rest @ ..] => bench(rest),
