@@ -81,10 +81,9 @@ pub(crate) fn post_opt(sp: &Handle) -> c_int {
 
 fn in_srun(sp: &Handle, given: &Given) -> c_int {
     let variable = |name: &str| std::env::var_os(name);
-    let all = match given.clone().with(variable) {
-        Ok(all) if !all.wanted(given) => return 0,
-        all => all,
-    };
+    if !given.asked(variable) {
+        return 0;
+    }
     let words = process::command_line();
     let line = Line { command: process::command_at(words.len()), words };
     match line.verdict(variable("SLURM_HET_SIZE").as_deref()) {
@@ -92,7 +91,7 @@ fn in_srun(sp: &Handle, given: &Given) -> c_int {
         Verdict::Refused(why) => refuse(why),
         Verdict::Step => {}
     }
-    let all = all.unwrap_or_else(|refusal| refuse(&refusal.to_string()));
+    let all = given.clone().with(variable).unwrap_or_else(|refusal| refuse(&refusal.to_string()));
     let Some(stillpoint) = prefix(sp).map(|p| p.join("bin/stillpoint")) else {
         refuse(
             "cannot tell where stillpoint is installed; say prefix=DIR behind the plugin in plugstack.conf",
@@ -111,7 +110,8 @@ fn in_srun(sp: &Handle, given: &Given) -> c_int {
 
 /// sbatch and salloc only check; the sruns inside act.
 fn in_allocator(given: &Given) -> c_int {
-    if let Err(refusal) = given.clone().with(|name| std::env::var_os(name)) {
+    let variable = |name: &str| std::env::var_os(name);
+    if let (true, Err(refusal)) = (given.asked(variable), given.clone().with(variable)) {
         refuse(&refusal.to_string());
     }
     if let Some(run) = given.get(Which::Run) {

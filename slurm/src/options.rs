@@ -207,15 +207,22 @@ impl Given {
         Ok(self)
     }
 
-    /// Whether an option asks for us. Of the variables only those do that say *that* and not only *how*: a module file may
-    /// set the others for everybody. `options` is what was given as options.
-    pub(crate) fn wanted(&self, options: &Self) -> bool {
-        if self.get(Which::Interval).is_some_and(|v| v == "off") {
+    /// Whether anything asks for us: an option, or one of those variables that say *that* and not only *how* (a module file
+    /// may set the others for everybody). Asked before `with`: a bad value is nothing to those who want nothing of us.
+    pub(crate) fn asked(&self, variable: impl Fn(&str) -> Option<OsString>) -> bool {
+        let of = |which: Which| {
+            let from = || variable(which.entry().variable?).filter(|v| !v.is_empty());
+            self.get(which).map(OsStr::to_owned).or_else(from)
+        };
+        let interval = of(Which::Interval);
+        if interval.as_ref().is_some_and(|v| v == "off") {
             return false;
         }
-        let option = options.0[..Which::Run as usize].iter().any(Option::is_some);
-        let restart = self.get(Which::Restart).is_some_and(|v| v != "none");
-        option || self.get(Which::Interval).is_some() || self.get(Which::On).is_some() || restart
+        let option = self.0[..Which::Run as usize].iter().any(Option::is_some);
+        option
+            || interval.is_some()
+            || of(Which::On).is_some()
+            || of(Which::Restart).is_some_and(|v| v != "none")
     }
 
     /// As arguments of `stillpoint slurm-step`.
@@ -302,17 +309,17 @@ mod tests {
 
     #[test]
     fn only_what_asks_for_us_makes_us_act() {
-        let wanted = |options: &[(Which, &str)], var: &'static str, value: &'static str| {
-            let o = given(options).unwrap();
-            o.clone().with(|n| (n == var).then(|| value.into())).unwrap().wanted(&o)
+        let asked = |options: &[(Which, &str)], var: &'static str, value: &'static str| {
+            given(options).unwrap().asked(|n| (n == var).then(|| value.into()))
         };
-        assert!(!wanted(&[], "", ""));
-        assert!(wanted(&[(Which::Keep, "3")], "", ""));
-        assert!(!wanted(&[], "STILLPOINT_CKPT_DIR", "/scratch"));
-        assert!(wanted(&[], "STILLPOINT_CKPT_INTERVAL", "60"));
-        assert!(!wanted(&[], "STILLPOINT_CKPT_RESTART", "none"));
-        assert!(!wanted(&[(Which::Interval, "off")], "STILLPOINT_CKPT_ON", "preempt"));
-        assert!(!wanted(&[(Which::Run, "/a/b@1")], "", ""));
+        assert!(!asked(&[], "", ""));
+        assert!(asked(&[(Which::Keep, "3")], "", ""));
+        assert!(!asked(&[], "STILLPOINT_CKPT_DIR", "not a path"));
+        assert!(asked(&[], "STILLPOINT_CKPT_INTERVAL", "not a time"));
+        assert!(asked(&[], "STILLPOINT_CKPT_INTERVAL", "60"));
+        assert!(!asked(&[], "STILLPOINT_CKPT_RESTART", "none"));
+        assert!(!asked(&[(Which::Interval, "off")], "STILLPOINT_CKPT_ON", "preempt"));
+        assert!(!asked(&[(Which::Run, "/a/b@1")], "", ""));
     }
 
     #[test]
