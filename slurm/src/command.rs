@@ -28,6 +28,8 @@ pub(crate) struct Line {
 pub(crate) enum Verdict {
     /// Go on as srun.
     Alone,
+    /// The same: it starts the node daemons of an MPI launcher, of whose ranks we know nothing.
+    Daemons,
     /// It cannot be done; why.
     Refused(&'static str),
     /// Become `stillpoint slurm-step`.
@@ -46,7 +48,7 @@ impl Line {
     }
 
     /// Whether this starts the node daemons of an MPI launcher.
-    pub(crate) fn starts_daemons(&self) -> bool {
+    fn starts_daemons(&self) -> bool {
         let name = self.command.and_then(|at| Path::new(&self.words[at]).file_name());
         name.is_some_and(|n| DAEMONS.iter().any(|d| n == *d))
     }
@@ -55,8 +57,11 @@ impl Line {
     pub(crate) fn verdict(&self, het_size: Option<&OsStr>) -> Verdict {
         let has = |option, least| self.options().iter().any(|w| is_option(w, option, least));
         // The interactive step of salloc is a shell of Slurm's making; --test-only starts nothing.
-        if self.starts_daemons() || has("--interactive", 7) || has("--test-only", 6) {
+        if has("--interactive", 7) || has("--test-only", 6) {
             return Verdict::Alone;
+        }
+        if self.starts_daemons() {
+            return Verdict::Daemons;
         }
         let rest = self.command.and_then(|at| self.words.get(at..)).unwrap_or_default();
         if rest.iter().any(|w| w == ":") {
@@ -132,8 +137,8 @@ mod tests {
 
     #[test]
     fn what_is_not_a_users_program_is_left_alone() {
-        assert_eq!(line("srun --ntasks=2 /usr/bin/orted -mca x", 2).verdict(None), Verdict::Alone);
-        assert_eq!(line("srun -N2 hydra_bstrap_proxy", 2).verdict(None), Verdict::Alone);
+        assert_eq!(line("srun --ntasks=2 /usr/bin/orted -mca x", 2).verdict(None), Verdict::Daemons);
+        assert_eq!(line("srun -N2 hydra_bstrap_proxy", 2).verdict(None), Verdict::Daemons);
         assert_eq!(line("srun --interactive --pty bash", 3).verdict(None), Verdict::Alone);
         assert_eq!(line("srun --test-only ./a", 2).verdict(None), Verdict::Alone);
         assert_eq!(line("srun --test ./a", 2).verdict(None), Verdict::Alone);

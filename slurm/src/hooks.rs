@@ -88,6 +88,13 @@ fn in_srun(sp: &Handle, given: &Given) -> c_int {
     let line = Line { command: process::command_at(words.len()), words };
     match line.verdict(variable("SLURM_HET_SIZE").as_deref()) {
         Verdict::Alone => return 0,
+        Verdict::Daemons => {
+            spank::info(
+                "the ranks that an MPI launcher starts are not checkpointed by --ckpt options; start them with srun, or the \
+                 launcher with `stillpoint run`",
+            );
+            return 0;
+        }
         Verdict::Refused(why) => refuse(why),
         Verdict::Step => {}
     }

@@ -88,21 +88,31 @@ fn find(name: &CStr) -> Option<*mut c_void> {
 }
 
 macro_rules! slurm {
-    ($name:literal as $kind:ty) => {
+    ($name:expr, as $kind:ty) => {
         // SAFETY: the type is the one that slurm/spank.h gives for this name.
         find($name).map(|at| unsafe { std::mem::transmute::<*mut c_void, $kind>(at) })
     };
 }
 
-/// Slurm's own error line: `srun: error: …`, `slurmstepd: error: …`; the latter reaches the user as well.
-pub(crate) fn error(text: &str) {
+/// A line of Slurm's own, by its function of this name.
+fn say(function: &CStr, text: &str) {
     let line = CString::new(text.replace('\0', " ")).unwrap_or_default();
-    match slurm!(c"slurm_error" as unsafe extern "C" fn(*const c_char, ...)) {
+    match slurm!(function, as unsafe extern "C" fn(*const c_char, ...)) {
         // SAFETY: a format of ours and the string it wants.
         Some(say) => unsafe { say(c"stillpoint: %s".as_ptr(), line.as_ptr()) },
         #[allow(clippy::print_stderr, reason = "without Slurm, in a unit test")]
         None => eprintln!("stillpoint: {text}"),
     }
+}
+
+/// `srun: error: …`, `slurmstepd: error: …`; the latter reaches the user as well.
+pub(crate) fn error(text: &str) {
+    say(c"slurm_error", text);
+}
+
+/// `srun: …`
+pub(crate) fn info(text: &str) {
+    say(c"slurm_info", text);
 }
 
 /// The handle of a hook.
@@ -123,7 +133,7 @@ impl Handle {
     }
 
     pub(crate) fn context() -> Context {
-        let Some(ask) = slurm!(c"spank_context" as unsafe extern "C" fn() -> c_int) else {
+        let Some(ask) = slurm!(c"spank_context", as unsafe extern "C" fn() -> c_int) else {
             return Context::Other;
         };
         // SAFETY: takes nothing and may be called from any hook.
@@ -148,14 +158,14 @@ impl Handle {
             cb: Some(on_option),
         };
         let register =
-            slurm!(c"spank_option_register" as unsafe extern "C" fn(RawHandle, *mut RawOption) -> c_int);
+            slurm!(c"spank_option_register", as unsafe extern "C" fn(RawHandle, *mut RawOption) -> c_int);
         // SAFETY: the handle is that of `slurm_spank_init`; the strings live until after the call.
         register.is_some_and(|f| unsafe { f(self.raw, &raw mut raw) } == 0)
     }
 
     fn number(&self, item: Item) -> Option<u32> {
         let mut n = 0u32;
-        let get = slurm!(c"spank_get_item" as unsafe extern "C" fn(RawHandle, c_int, ...) -> c_int)?;
+        let get = slurm!(c"spank_get_item", as unsafe extern "C" fn(RawHandle, c_int, ...) -> c_int)?;
         // SAFETY: both items are `uint32_t *` in spank.h.
         (unsafe { get(self.raw, item as c_int, &raw mut n) } == 0).then_some(n)
     }
@@ -170,7 +180,7 @@ impl Handle {
 
     fn raw_argv(&self) -> Option<(usize, *mut *mut c_char)> {
         let (mut n, mut at) = (0 as c_int, std::ptr::null_mut::<*mut c_char>());
-        let get = slurm!(c"spank_get_item" as unsafe extern "C" fn(RawHandle, c_int, ...) -> c_int)?;
+        let get = slurm!(c"spank_get_item", as unsafe extern "C" fn(RawHandle, c_int, ...) -> c_int)?;
         // SAFETY: S_JOB_ARGV is `int *, char ***` in spank.h.
         let rc = unsafe { get(self.raw, Item::Argv as c_int, &raw mut n, &raw mut at) };
         let n = usize::try_from(n).ok()?;
@@ -202,8 +212,7 @@ impl Handle {
         let (Ok(name), Ok(value)) = (CString::new(name), CString::new(value.as_bytes())) else {
             return false;
         };
-        let set = slurm!(
-            c"spank_setenv" as unsafe extern "C" fn(RawHandle, *const c_char, *const c_char, c_int) -> c_int
+        let set = slurm!(c"spank_setenv", as unsafe extern "C" fn(RawHandle, *const c_char, *const c_char, c_int) -> c_int
         );
         // SAFETY: the handle is that of a hook in slurmstepd; Slurm copies both strings.
         set.is_some_and(|f| unsafe { f(self.raw, name.as_ptr(), value.as_ptr(), 1) } == 0)
@@ -211,7 +220,7 @@ impl Handle {
 
     /// Takes a variable from the task, if it has it.
     pub(crate) fn unset(&self, name: &str) {
-        let unset = slurm!(c"spank_unsetenv" as unsafe extern "C" fn(RawHandle, *const c_char) -> c_int);
+        let unset = slurm!(c"spank_unsetenv", as unsafe extern "C" fn(RawHandle, *const c_char) -> c_int);
         if let (Some(f), Ok(name)) = (unset, CString::new(name)) {
             // SAFETY: as in `set`.
             unsafe { f(self.raw, name.as_ptr()) };
@@ -221,8 +230,7 @@ impl Handle {
     /// The value of a variable of the task.
     pub(crate) fn get(&self, name: &str) -> Option<OsString> {
         let name = CString::new(name).ok()?;
-        let get = slurm!(
-            c"spank_getenv" as unsafe extern "C" fn(RawHandle, *const c_char, *mut c_char, c_int) -> c_int
+        let get = slurm!(c"spank_getenv", as unsafe extern "C" fn(RawHandle, *const c_char, *mut c_char, c_int) -> c_int
         )?;
         let mut room = [0 as c_char; 4096];
         // SAFETY: the room is as long as we say.
@@ -240,9 +248,7 @@ impl Handle {
     pub(crate) fn prepend(&self, program: &Path) -> bool {
         let Ok(program) = CString::new(program.as_os_str().as_bytes()) else { return false };
         let words = [program.as_ptr(), std::ptr::null()];
-        let f = slurm!(
-            c"spank_prepend_task_argv"
-                as unsafe extern "C" fn(RawHandle, c_int, *const *const c_char) -> c_int
+        let f = slurm!(c"spank_prepend_task_argv", as unsafe extern "C" fn(RawHandle, c_int, *const *const c_char) -> c_int
         );
         // SAFETY: the handle is that of `slurm_spank_task_init`; Slurm copies the word.
         f.is_some_and(|f| unsafe { f(self.raw, 1, words.as_ptr()) } == 0)
@@ -308,4 +314,39 @@ hooks! {
     slurm_spank_init_post_opt => hooks::post_opt;
     slurm_spank_local_user_init => hooks::local_user_init;
     slurm_spank_task_init => hooks::task_init;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_at_the_entry() {
+        assert_eq!(guarded("a test", || panic!("of the test")), -1);
+        assert_eq!(guarded("a test", || 3), 3);
+    }
+
+    #[test]
+    fn the_release_is_slurms_number() {
+        assert_eq!(decimal("1443080"), 0x0016_0508);
+        assert!(plugin_version >= 0x0014_0000);
+        assert_eq!(plugin_name, *b"stillpoint\0");
+    }
+
+    #[test]
+    fn arguments_of_the_plugin_are_found_by_their_key() {
+        let arguments = vec!["local=/x".into(), "prefix=/a=b".into(), "prefixes".into()];
+        let sp = Handle { raw: std::ptr::null_mut(), arguments };
+        assert_eq!(sp.argument("prefix"), Some(OsStr::new("/a=b")));
+        assert_eq!(sp.argument("local"), Some(OsStr::new("/x")));
+        assert_eq!(sp.argument("pre"), None);
+    }
+
+    #[test]
+    fn without_slurm_there_is_nothing_to_ask() {
+        let sp = Handle { raw: std::ptr::null_mut(), arguments: Vec::new() };
+        assert_eq!(Handle::context(), Context::Other);
+        assert!(sp.argv().is_empty() && sp.job().is_none() && !Handle::can_prepend());
+        assert!(!sp.set("A", OsStr::new("b")) && !sp.set_argv(0, OsStr::new("b")));
+    }
 }

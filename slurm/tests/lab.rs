@@ -315,7 +315,13 @@ fn user_steps_are_wrapped_and_nothing_else() {
 
     // Daemons of MPI launchers, and what starts nothing.
     lab.file("orted", "#!/bin/sh\necho RAN\n");
-    lab.run("srun --ckpt-interval=5 ./orted").good().untouched().has(&["RAN"]);
+    lab.run("srun --ckpt-interval=5 ./orted")
+        .good()
+        .untouched()
+        .has(&["RAN", "are not checkpointed by --ckpt options"]);
+    let mpirun = lab.run("command -v mpirun.openmpi >/dev/null || exit 0; salloc --ckpt-interval=5 -N2 -n2 mpirun.openmpi hostname");
+    let mpirun = mpirun.good().untouched();
+    assert!(mpirun.out.is_empty() || mpirun.out.lines().count() == 2, "{}", mpirun.out);
     lab.run("srun --ckpt-interval=5 --test-only true").untouched();
 
     // Heterogeneous steps and jobs.
