@@ -4,7 +4,8 @@
 //! bin/stillpoint                          the command line
 //! libexec/stillpoint/stillpoint-rank      a rank; beside it what it loads and starts: the agent, the hooks, the MPI front
 //!                   /stillpoint-task      what the plugin starts each task with: bin/stillpoint by another name
-//!                   /slurm/scontrol       the same again, for whoever puts this directory before Slurm's in PATH
+//!                   /slurm/               the same again, as scontrol and scancel, for whoever puts this directory before
+//!                                         Slurm's in PATH
 //! lib/libstillpoint.so, include/          what a program may use that knows of us
 //! lib/stillpoint/stillpoint-spank.so      the plugin; it finds the rest from its own place
 //! share/stillpoint/                       a module file, and the line for plugstack.conf.d
@@ -50,6 +51,7 @@ const HEADERS: &[Piece] = &[
 const NAMES: &[(&str, &str)] = &[
     ("libexec/stillpoint/stillpoint-task", "../../bin/stillpoint"),
     ("libexec/stillpoint/slurm/scontrol", "../../../bin/stillpoint"),
+    ("libexec/stillpoint/slurm/scancel", "../../../bin/stillpoint"),
 ];
 
 /// Builds, and installs below the directory that `--prefix` names.
@@ -105,7 +107,7 @@ fn module(prefix: &Path) -> String {
          conflict stillpoint\n\
          set prefix {{{prefix}}}\n\
          prepend-path PATH $prefix/bin\n\
-         # `scontrol checkpoint`; everything else is handed on to Slurm's own scontrol.\n\
+         # `scontrol checkpoint`, and a scancel that says that it was meant; the rest is handed on to Slurm's own.\n\
          prepend-path PATH $prefix/libexec/stillpoint/slurm\n\
          prepend-path LD_LIBRARY_PATH $prefix/lib\n\
          prepend-path LIBRARY_PATH $prefix/lib\n\
