@@ -130,6 +130,47 @@ pub fn generations(name: &str) {
     assert!(last.1 <= first.1 + 2, "open descriptors grow: {seen:?}");
 }
 
+/// Kills the node agent at random moments: the job is not restarted, another agent begins, checkpoints are committed under it,
+/// and the job ends as the native run does.
+pub fn orphaned(name: &str) {
+    let times = if full() { 6 } else { 2 };
+    let mut random = Random::seeded();
+    let mut text = String::new();
+    let ended = compare(name, "orphaned", 6 * times, Some("200ms"), &mut |job, store| {
+        let mut last = 0;
+        for time in 0..times {
+            until(LIMIT, || newest(store) > last || !job.is_running());
+            std::thread::sleep(Duration::from_millis(random.below(400)));
+            let agents = agents_of(store);
+            assert!(
+                job.is_running() && agents.len() == 1,
+                "{name}, time {time}: agents {agents:?}: {}",
+                log(store)
+            );
+            last = newest(store);
+            assert!(kill(agents[0]));
+        }
+        until(LIMIT, || newest(store) > last + 1 || !job.is_running());
+        assert!(newest(store) > last + 1, "no commit of {name} after the last kill: {}", log(store));
+        text = log(store);
+    });
+    let restarted = ended.is_some_and(|e| e.stderr.contains("; restart "));
+    assert!(!restarted, "{name} was restarted: {text}");
+}
+
+/// The agents that work in a store, by their command lines.
+pub fn agents_of(store: &Path) -> Vec<u32> {
+    let store = store.display().to_string();
+    let is_ours = |pid: &u32| {
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words).into_owned();
+        words.split('\0').next().is_some_and(|name| name.ends_with("stillpoint-agent"))
+            && words.contains(&store)
+    };
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
+}
+
 fn full() -> bool {
     std::env::var_os("STILLPOINT_TEST_FULL").is_some()
 }

@@ -10,6 +10,7 @@ stillpoint_tests::cases! {
         killed: count files signals threads fpu mmap sparse exec children descriptors pending;
         slower: threads fpu;
         warned: count exec;
+        orphaned: threads;
         hammered: files signals threads mmap;
         generations: files threads pending;
     }

@@ -10,6 +10,7 @@ stillpoint_tests::cases! {
         killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside f08 numpy_mpi lammps solver;
         slower: ring openmp_mpi;
         warned: ring openmp_mpi;
+        orphaned: late many_kinds nbx;
         hammered: many_kinds nbx comm late reduction;
         generations: ring many_kinds jacobi;
     }

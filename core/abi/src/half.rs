@@ -250,6 +250,9 @@ pub struct Clock {
 /// Clocks that a rank can have.
 pub const MAX_CLOCKS: usize = 8192;
 
+/// Set in a letter that is no acknowledgement: the rank in its lower half was not told of a COUNTS that was cut off.
+pub const UNTOLD: u64 = 1 << 63;
+
 /// Letters that [`Upper::mail`] holds.
 pub const MAIL_ROOM: usize = 1024;
 
@@ -377,9 +380,14 @@ pub mod still {
     /// negative: it cannot be done. Called again and again with the same input, also after it returned 0, until all ranks
     /// have returned 0: the others may still need this rank's progress.
     pub const DRAIN: u32 = 3;
-    /// Threads run on next. `input` is one byte: 0 the snapshot was taken (also in a process that was restarted from it,
-    /// after REBUILD of all ranks), 1 the checkpoint was given up before it.
+    /// Threads run on next. `input` is one byte: [`GOES_ON`], [`GIVEN_UP`] or [`CUT_OFF`].
     pub const RESUME: u32 = 4;
+    /// The snapshot was taken (also in a process that was restarted from it, after REBUILD of all ranks).
+    pub const GOES_ON: u8 = 0;
+    /// The checkpoint was given up before it, on the agent's word: either all ranks were told of COUNTS, or none.
+    pub const GIVEN_UP: u8 = 1;
+    /// The agent was lost after COUNTS: it may have told some ranks, and not others.
+    pub const CUT_OFF: u8 = 2;
     /// After a restart: make real objects behind the virtual ones, post receives again. 0 is success; else `out` holds a
     /// text that says why not.
     pub const REBUILD: u32 = 5;

@@ -11,7 +11,7 @@ use crossbeam::channel::{RecvTimeoutError, Sender, unbounded};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
-use stillpoint_coord::message::{Command, FromAgent, FromRank, Outcome, Reply, ToAgent, ToRank};
+use stillpoint_coord::message::{Command, FromAgent, FromRank, JobOutcome, Outcome, Reply, ToAgent, ToRank};
 use stillpoint_coord::state::{Action, Conn, Coordinator, Event};
 use stillpoint_storage::commit::image_name;
 use stillpoint_storage::run::RunDir;
@@ -23,8 +23,8 @@ struct Agent<'a> {
     store: Sender<Order>,
     zero: Instant,
     idle_since: Instant,
-    /// The ranks of a restart were told to run on.
-    gone: std::cell::Cell<bool>,
+    /// Ranks from an image have come, and were not told to run on yet.
+    restored: std::cell::Cell<bool>,
 }
 
 /// Serves until the job has ended and some time has passed, or until told to end.
@@ -43,10 +43,13 @@ pub(crate) fn serve(run: &RunDir, args: &Args) -> Result<(), AgentError> {
     accept(listener, to.clone());
     let (store, storing) = start(run.clone(), to);
     let zero = Instant::now();
-    let coord = Coordinator::new(args.config.clone(), run.incarnation()?, 0);
+    let mut coord = Coordinator::new(args.config.clone(), run.incarnation()?, 0);
+    if let Ok(former) = run.read_json::<JobOutcome>("outcome.json") {
+        coord.succeed(&former);
+    }
     tracing::info!("listening; incarnation {}", coord.incarnation());
     let mut agent =
-        Agent { run, coord, links: BTreeMap::new(), store, zero, idle_since: zero, gone: false.into() };
+        Agent { run, coord, links: BTreeMap::new(), store, zero, idle_since: zero, restored: false.into() };
     loop {
         let now = agent.now();
         let mut wait = Duration::from_secs(1);
@@ -57,6 +60,10 @@ pub(crate) fn serve(run: &RunDir, args: &Args) -> Result<(), AgentError> {
             Ok(input) => {
                 if let Some(asker) = agent.input(input) {
                     agent.coordinate(Event::Shutdown);
+                    // Else they would take it for a death, and start another agent.
+                    for conn in agent.coord.rank_conns() {
+                        agent.send(conn, ToRank::Denied { reason: "the agent was told to end".into() });
+                    }
                     if let Some(link) = agent.links.remove(&asker) {
                         link.send(FromAgent::Reply(Reply::Done));
                         link.finish();
@@ -102,7 +109,8 @@ impl Agent<'_> {
             Input::Store(event) => self.coordinate(event),
             Input::Message(conn, ToAgent::Rank(message)) => {
                 tracing::trace!("connection {conn}: {message:?}");
-                if let FromRank::Hello { incarnation, .. } = message {
+                if let FromRank::Hello { incarnation, restored, .. } = message {
+                    self.restored.set(restored || self.restored.get());
                     // Claimed by a start whose ranks may not have come yet (INV-4).
                     let claimed = self.run.incarnation().unwrap_or(0);
                     if incarnation < claimed {
@@ -126,7 +134,7 @@ impl Agent<'_> {
 
     fn send(&self, conn: Conn, message: ToRank) {
         tracing::trace!("connection {conn}: {message:?}");
-        if message == ToRank::Go && !self.gone.replace(true) {
+        if message == ToRank::Go && self.restored.replace(false) {
             self.order(Order::Restarted(Restarted {
                 incarnation: self.coord.incarnation(),
                 ranks: self.coord.status().size,

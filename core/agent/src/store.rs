@@ -59,7 +59,11 @@ fn obey(run: &RunDir, order: Order, to: &Sender<Input>) {
         Order::Prepare => answer(Event::Prepared(run.begin().map_err(|e| chain(&e)))),
         Order::Commit { ckpt, incarnation, size, images, finished, measures } => {
             let manifest = manifest(ckpt, incarnation, size, &images, &finished, &measures);
-            let result = run.commit(&manifest).map_err(|e| chain(&e));
+            // A later start may have been claimed since (INV-4): it has chosen its checkpoint.
+            let result = match run.incarnation() {
+                Ok(claimed) if claimed > incarnation => Err(format!("incarnation {claimed} was claimed")),
+                _ => run.commit(&manifest).map_err(|e| chain(&e)),
+            };
             let failed = result.is_err();
             if !failed {
                 note(run, &measures);

@@ -114,7 +114,13 @@ mod tests {
         let thread = std::thread::spawn(move || {
             let mut c = Client::new(Rank(n));
             let mut seen = Vec::new();
-            let hello = Local::Connected { size, pid: 1000 + n, incarnation, restored: incarnation > 0 };
+            let hello = Local::Connected {
+                size,
+                pid: 1000 + n,
+                incarnation,
+                restored: incarnation > 0,
+                before: None,
+            };
             send(&mut s, c.on_local(hello));
             if incarnation > 0 {
                 send(&mut s, c.on_local(Local::Rebuilt));

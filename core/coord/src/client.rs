@@ -10,7 +10,7 @@
 //! is dropped here; the driver need not care. And mail may come while the threads stand still: it must be handed to
 //! the upper half before the snapshot, or it is in no image (the agent forwards it before the exchange completes).
 
-use crate::message::{Clock, Doing, FromRank, Items, Leaving, Outcome, ToRank};
+use crate::message::{Before, Clock, Doing, FromRank, Items, Leaving, Outcome, ToRank};
 use std::collections::{BTreeMap, BTreeSet};
 use stillpoint_abi::ids::Rank;
 use stillpoint_abi::stage::Stage;
@@ -78,6 +78,13 @@ pub enum ClientAction {
     Leave,
     /// After a restart: every rank is rebuilt, run.
     Go,
+    /// Of the exchange that was cut off at this checkpoint these ranks were not told.
+    Untold {
+        /// Checkpoint.
+        ckpt: u64,
+        /// World ranks.
+        ranks: Vec<u32>,
+    },
     /// Hand these to the upper half.
     Deliver {
         /// From whom, what.
@@ -105,6 +112,8 @@ pub enum Local {
         incarnation: u32,
         /// From an image.
         restored: bool,
+        /// Known from earlier connections.
+        before: Option<Before>,
     },
     /// What cannot be saved; empty: nothing speaks against it.
     Reasons(Vec<String>),
@@ -255,6 +264,7 @@ impl Client {
                 self.round = 0;
                 vec![A::Go]
             }
+            ToRank::Untold { ckpt, ranks } => vec![A::Untold { ckpt, ranks }],
             ToRank::Mail { items } => vec![A::Deliver { items }],
             ToRank::Answer { id, result } => vec![A::Answer { id, result }],
             // Out of turn: the agent and this rank disagree, so nothing is done and the stage's limit decides.
@@ -268,8 +278,8 @@ impl Client {
         let ckpt = self.ckpt;
         let send = |message| vec![A::Send(message)];
         match event {
-            Local::Connected { size, pid, incarnation, restored } => {
-                send(FromRank::Hello { rank: self.rank.0, size, pid, incarnation, restored })
+            Local::Connected { size, pid, incarnation, restored, before } => {
+                send(FromRank::Hello { rank: self.rank.0, size, pid, incarnation, restored, before })
             }
             Local::Reasons(reasons) if self.stage == Stage::Intend => {
                 if reasons.is_empty() {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
 /// Version of the messages; the two ends must have the same.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 /// Longest payload accepted.
 pub const MAX_FRAME: usize = 256 << 20;
 const MAGIC: [u8; 2] = *b"SP";
@@ -100,6 +100,15 @@ impl Leaving {
 /// The outcome of a request: the checkpoint's number, or the reasons why there is none.
 pub type Outcome = Result<u64, Vec<String>>;
 
+/// What a rank knows from the agents before this one, in the same start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// The last checkpoint whose exchange reached it.
+    pub told: u64,
+    /// The checkpoint whose exchange was cut off after it had contributed; 0: none, or it is settled.
+    pub cut: u64,
+}
+
 /// From a rank to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromRank {
@@ -115,6 +124,8 @@ pub enum FromRank {
         incarnation: u32,
         /// The process came from an image and will say [`FromRank::Rebuilt`].
         restored: bool,
+        /// It has been welcome before, and has lost the line.
+        before: Option<Before>,
     },
     /// Clocks that changed since the last report, and what the rank does.
     Clocks {
@@ -257,6 +268,13 @@ pub enum ToRank {
     Leave,
     /// After a restart: every rank is rebuilt.
     Go,
+    /// All ranks are back. These were not told of the exchange that was cut off.
+    Untold {
+        /// Checkpoint.
+        ckpt: u64,
+        /// World ranks.
+        ranks: Vec<u32>,
+    },
     /// Bytes from other ranks.
     Mail {
         /// From whom, what.

@@ -20,7 +20,10 @@ mod checkpoint;
 mod ranks;
 mod settle;
 
-use crate::message::{Doing, FromRank, Items, JobOutcome, JobStatus, Measures, Outcome, Presence, ToRank};
+use self::ranks::Hello;
+use crate::message::{
+    Before, Doing, FromRank, Items, JobOutcome, JobStatus, Measures, Outcome, Presence, ToRank,
+};
 use std::collections::{BTreeMap, VecDeque};
 use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_abi::stage::Stage;
@@ -64,6 +67,8 @@ pub struct Config {
     pub snapshot: Nanos,
     /// Limit of the stage write.
     pub write: Nanos,
+    /// How long a rank that has lost its line may stay away before it counts as lost.
+    pub away: Nanos,
     /// Quiet time after which held collectives are released, when nobody runs.
     pub release: Nanos,
     /// The same when somebody runs but nothing changes (a loop of probes looks like that). Doubles once.
@@ -81,6 +86,7 @@ impl Default for Config {
             drain: 60 * SEC,
             snapshot: 600 * SEC,
             write: 1800 * SEC,
+            away: 30 * SEC,
             release: 3 * MS,
             release_running: 200 * MS,
         }
@@ -94,6 +100,8 @@ pub enum Event {
     Message(Conn, FromRank),
     /// A connection ended.
     Closed(Conn),
+    /// A connection ended because what carried it did: the rank is likely to live, and to come again.
+    Parted(Conn),
     /// Somebody wants a checkpoint; the token comes back in [`Action::Answer`].
     Request {
         /// Who asks.
@@ -182,6 +190,9 @@ struct RankState {
     clocks: BTreeMap<u64, (u64, bool)>,
     image: Option<Image>,
     mail: Items,
+    /// Away for a while, and until then not lost.
+    due: Option<Nanos>,
+    before: Before,
 }
 
 impl RankState {
@@ -199,6 +210,8 @@ impl RankState {
             clocks: BTreeMap::new(),
             image: None,
             mail: Vec::new(),
+            due: None,
+            before: Before::default(),
         }
     }
 }
@@ -242,6 +255,8 @@ pub struct Coordinator {
     last: Option<Measures>,
     last_reasons: Vec<String>,
     outcome: JobOutcome,
+    /// Ranks that had exited under an agent before this one, and their status.
+    before: Vec<(u32, i32)>,
     judged: bool,
     went: bool,
     out: Vec<Action>,
@@ -281,10 +296,23 @@ impl Coordinator {
             last: None,
             last_reasons: Vec::new(),
             outcome: JobOutcome { incarnation, ..JobOutcome::default() },
+            before: Vec::new(),
             judged: false,
             went: false,
             out: Vec::new(),
         }
+    }
+
+    /// Goes on for an agent that was lost: of the ranks that had exited nobody else will tell.
+    pub fn succeed(&mut self, former: &JobOutcome) {
+        if former.incarnation == self.incarnation && self.ranks.is_empty() {
+            self.before.clone_from(&former.exited);
+        }
+    }
+
+    /// The connections of ranks.
+    pub fn rank_conns(&self) -> Vec<Conn> {
+        self.by_conn.keys().copied().collect()
     }
 
     /// The stage of the checkpoint in progress.
@@ -330,6 +358,11 @@ impl Coordinator {
 
     /// When [`Event::Tick`] is due at the latest.
     pub fn next_tick(&self) -> Option<Nanos> {
+        let due = self.ranks.iter().filter_map(|r| r.due).min();
+        self.stage_tick().into_iter().chain(due).min()
+    }
+
+    fn stage_tick(&self) -> Option<Nanos> {
         match self.stage {
             Stage::Idle => {
                 let at = self.last_end + self.config.interval?;
@@ -348,8 +381,8 @@ impl Coordinator {
     pub fn handle(&mut self, now: Nanos, event: Event) -> Vec<Action> {
         self.now = self.now.max(now);
         match event {
-            Event::Message(conn, FromRank::Hello { rank, size, pid, incarnation, restored }) => {
-                self.hello(conn, rank, size, pid, incarnation, restored);
+            Event::Message(conn, FromRank::Hello { rank, size, pid, incarnation, restored, before }) => {
+                self.hello(conn, Hello { rank, size, pid, incarnation, restored, before });
             }
             Event::Message(conn, message) => {
                 if let Some(&rank) = self.by_conn.get(&conn) {
@@ -357,6 +390,7 @@ impl Coordinator {
                 }
             }
             Event::Closed(conn) => self.closed(conn),
+            Event::Parted(conn) => self.parted(conn),
             Event::Request { token, stop } => self.request(Asker::Token(token), stop),
             Event::Prepared(result) => self.prepared(result),
             Event::Committed(result) => self.committed(result),
@@ -442,6 +476,8 @@ impl Coordinator {
 
     /// Moves on as far as what is known allows.
     fn advance(&mut self) {
+        self.miss();
+        self.settle_cuts();
         self.complete_exchanges();
         if !self.went && self.ranks.iter().all(|r| r.presence != Presence::Absent && !r.rebuilding) {
             self.went = true;

@@ -149,7 +149,10 @@ impl World {
             written: BTreeMap::new(),
         };
         for r in 0..n {
-            w.local(r, Local::Connected { size: n, pid: r + 100, incarnation: 0, restored: false });
+            w.local(
+                r,
+                Local::Connected { size: n, pid: r + 100, incarnation: 0, restored: false, before: None },
+            );
             w.after(1000, Ev::Step(r));
         }
         w
@@ -518,7 +521,7 @@ fn a_silent_rank_runs_into_the_limit_of_every_stage() {
 }
 
 fn hello(rank: u32, incarnation: u32, restored: bool) -> FromRank {
-    FromRank::Hello { rank, size: 2, pid: 10 + rank + incarnation, incarnation, restored }
+    FromRank::Hello { rank, size: 2, pid: 10 + rank + incarnation, incarnation, restored, before: None }
 }
 
 #[test]
@@ -563,4 +566,63 @@ fn a_checkpoint_that_stops_the_job_never_resumes_it() {
     assert_eq!(w.coord.outcome().stopped_at, Some(1));
     assert!(w.ranks.iter().all(|r| r.stopped));
     assert!(!w.coord.outcome().restart);
+}
+
+/// A rank that has been welcome under an agent before.
+fn again(rank: u32, told: u64, cut: u64) -> FromRank {
+    let before = Some(Before { told, cut });
+    FromRank::Hello { rank, size: 3, pid: 10 + rank, incarnation: 0, restored: false, before }
+}
+
+#[test]
+fn who_has_lost_its_line_has_time_to_come_again() {
+    let mut c = Coordinator::new(Config::default(), 0, 0);
+    for (conn, rank) in [(1, 0), (2, 1), (3, 2)] {
+        c.handle(0, Event::Message(conn, again(rank, 0, 0)));
+    }
+    c.handle(5 * SEC, Event::Parted(1));
+    c.handle(5 * SEC, Event::Parted(2));
+    assert!(c.outcome().lost.is_empty() && !c.unready().is_empty());
+    assert_eq!(c.next_tick(), Some(35 * SEC));
+    c.handle(6 * SEC, Event::Message(7, again(0, 0, 0)));
+    // One that is lost now may be so because of one that is away.
+    c.handle(7 * SEC, Event::Closed(3));
+    assert!(c.outcome().lost == [2] && !c.outcome().restart);
+    c.handle(34 * SEC, Event::Tick);
+    assert!(!c.outcome().restart);
+    c.handle(35 * SEC, Event::Tick);
+    assert!(c.outcome().restart && c.outcome().lost == [2, 1]);
+}
+
+#[test]
+fn the_next_agent_waits_for_all_but_not_for_ever() {
+    let mut c = Coordinator::new(Config::default(), 0, 0);
+    c.succeed(&JobOutcome { exited: vec![(2, 0)], ..JobOutcome::default() });
+    c.handle(SEC, Event::Message(1, again(0, 0, 0)));
+    c.handle(2 * SEC, Event::Closed(1));
+    assert!(!c.outcome().restart && !c.outcome().ended, "rank 1 may have ended the job");
+    c.handle(3 * SEC, Event::Message(2, again(1, 0, 0)));
+    assert!(c.outcome().restart, "it has not");
+    let mut c = Coordinator::new(Config::default(), 0, 0);
+    c.handle(SEC, Event::Message(1, again(0, 0, 0)));
+    c.handle(31 * SEC, Event::Tick);
+    assert_eq!(c.outcome().lost, [1, 2]);
+    assert!(c.outcome().restart);
+}
+
+#[test]
+fn whom_the_exchange_did_not_reach_is_told_when_all_are_back() {
+    let mut c = Coordinator::new(Config::default(), 0, 0);
+    let untold = |actions: Vec<Action>| -> Vec<(Conn, Vec<u32>)> {
+        let of = |a| match a {
+            Action::Send(conn, ToRank::Untold { ckpt: 9, ranks }) => Some((conn, ranks)),
+            _ => None,
+        };
+        actions.into_iter().filter_map(of).collect()
+    };
+    assert!(untold(c.handle(0, Event::Message(1, again(0, 9, 9)))).is_empty());
+    assert!(untold(c.handle(0, Event::Message(2, again(1, 8, 9)))).is_empty());
+    let all = untold(c.handle(0, Event::Message(3, again(2, 9, 9))));
+    assert_eq!(all, [(1, vec![1]), (2, vec![1]), (3, vec![1])]);
+    assert!(untold(c.handle(0, Event::Tick)).is_empty(), "once");
 }

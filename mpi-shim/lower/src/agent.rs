@@ -1,90 +1,50 @@
-//! The way to the node agent of the run directory: a socket with a high number, and the agent itself, which the first rank
-//! that finds none starts. *Lower half*, control thread; [`socket`] on the main thread, before the application runs.
+//! The way to the node agent of the run directory, and the agent itself, which the first rank that finds none starts. *Lower
+//! half*, the thread of [`crate::line`], whose table of descriptors is its own.
 //!
-//! What a reader would get wrong: descriptors and children are the application's to count. It gets the lowest free number
-//! and may wait for any child, so what is made here has a high number at once, and the agent is nobody's child.
-#![allow(unsafe_code, reason = "copies descriptors, forks")]
+//! What a reader would get wrong: children are the application's to count. It may wait for any child, so the agent is nobody's.
+#![allow(unsafe_code, reason = "forks")]
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
-use stillpoint_capture::gather;
 use stillpoint_sys::raw::nr;
 use stillpoint_sys::sys;
 
-/// A copy of the descriptor out of the application's numbers, without a low one in between. Where the limit of open files
-/// is low, the highest numbers are used that there are likely to be.
-pub(crate) fn hidden(fd: &OwnedFd) -> io::Result<OwnedFd> {
-    // SAFETY: getrlimit fills the structure; F_DUPFD_CLOEXEC makes a copy, owned by nobody else; our own fcntl notes it.
-    unsafe {
-        let mut limit: libc::rlimit = std::mem::zeroed();
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        let from = limit.rlim_cur.saturating_sub(64).min(700);
-        let n =
-            libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, libc::c_int::try_from(from).unwrap_or(700));
-        if n < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(n))
-    }
-}
-
-/// The socket of the line, with a high number. Made before the application runs, which counts on getting the lowest free
-/// number, and must not find one of ours there for a moment.
-pub(crate) fn socket() -> io::Result<OwnedFd> {
-    // SAFETY: makes a descriptor, owned by nobody else.
-    let s = unsafe {
-        let n = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
-        if n < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        OwnedFd::from_raw_fd(n)
-    };
-    Ok(hidden(&s).unwrap_or(s))
-}
-
-/// Connects to the agent of the run directory; starts one if none answers.
-pub(crate) fn connect(socket: OwnedFd, run: &Path) -> io::Result<UnixStream> {
-    let at = run.join("agent.sock");
-    let name = at.as_os_str().as_bytes();
-    // SAFETY: plain numbers.
-    let mut addr: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    // The last byte stays zero.
-    if name.len() >= addr.sun_path.len() {
-        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
-    }
-    for (to, from) in addr.sun_path.iter_mut().zip(name) {
-        *to = *from as libc::c_char;
-    }
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+/// Connects to the agent of the run directory; starts one if none answers. Ranks that have lost one at the same moment (`again`)
+/// do so one after the other.
+pub(crate) fn connect(run: &Path, again: bool) -> io::Result<UnixStream> {
+    // A socket's path may have 107 bytes, ours more.
+    let dir = std::fs::File::open(run)?;
+    let name = format!("/proc/thread-self/fd/{}/agent.sock", dir.as_raw_fd());
+    let first = if again { 1 + turn() * TURN } else { 0 };
     for tries in 0..500 {
-        // SAFETY: reads `addr`; a socket whose connection was refused may try again (unix(7)).
-        if unsafe { libc::connect(socket.as_raw_fd(), (&raw const addr).cast(), len) } == 0 {
-            return Ok(UnixStream::from(socket));
+        match UnixStream::connect(&name) {
+            Ok(stream) => return Ok(stream),
+            Err(_) if tries >= first && (tries - first) % 100 == 0 => start_agent(run),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
-        if tries % 100 == 0 {
-            start_agent_apart(run);
+        if crate::line::is_leaving() {
+            break;
         }
-        std::thread::sleep(Duration::from_millis(10));
     }
     Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
 }
 
-/// As [`start_agent`], on a thread with a table of descriptors of its own.
-fn start_agent_apart(run: &Path) {
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            gather::go_apart();
-            start_agent(run);
-        });
-    });
+/// Tries between one rank's turn and the next one's.
+const TURN: u32 = 10;
+
+/// Whose turn it is among the ranks of a node, as far as the launcher tells.
+fn turn() -> u32 {
+    let local = ["OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID", "MPI_LOCALRANKID"];
+    let local = local.iter().find_map(|v| std::env::var(v).ok()?.parse().ok());
+    local.unwrap_or_else(|| stillpoint_sys::half().rank.load(Relaxed)) % 16
 }
 
 /// Held while an agent is being started: an execve of the application must not come between that and the reaping.
@@ -95,7 +55,7 @@ pub(crate) static STARTING: Mutex<()> = Mutex::new(());
 /// By hand, as a child without an exit signal: the application may call wait(2) for any child, and must not find this one.
 fn start_agent(run: &Path) {
     let Ok(_starting) = STARTING.lock() else { return };
-    if crate::link::has_left() {
+    if crate::line::is_leaving() {
         return;
     }
     let Ok(exe) = crate::launch::part("stillpoint-agent") else { return };

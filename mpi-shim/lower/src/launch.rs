@@ -138,7 +138,7 @@ pub(crate) fn fill_half() {
     h.epoch.store(monotonic_ns() << 20 | u64::from(getpid().unsigned_abs()) & 0xf_ffff | 1, Relaxed);
     h.pid.store(getpid(), Relaxed);
     h.acquire.store((crate::tcb::acquire as *const ()).expose_provenance(), Relaxed);
-    h.goodbye.store((crate::link::goodbye as *const ()).expose_provenance(), Relaxed);
+    h.goodbye.store((crate::line::goodbye as *const ()).expose_provenance(), Relaxed);
     h.load_back.store((crate::back::load as *const ()).expose_provenance(), Relaxed);
     h.request.store((crate::mail::request as *const ()).expose_provenance(), Relaxed);
     h.warn_signal.store(crate::warn::signal(), Relaxed);
@@ -219,7 +219,7 @@ extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     let raw = |p, a: &[*const libc::c_char], e: &[*const libc::c_char]| unsafe {
         let r = sys!(nr::EXECVE, p, a.as_ptr(), e.as_ptr());
         if given == 0 {
-            crate::link::stayed();
+            crate::line::stayed();
         }
         r
     };
@@ -230,7 +230,7 @@ extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     let fits = given == 0 && (dynamic(file) || interpreter(file).is_some_and(|(i, _)| dynamic(&i)));
     if given == 0 {
         // The connection ends with this program; the next one takes up the rank again, if it is one of ours.
-        crate::link::goodbye(goodbye::EXEC, 0);
+        crate::line::goodbye(goodbye::EXEC, 0);
     }
     if !fits {
         // Missing, not executable, a static program: the kernel's own answer.

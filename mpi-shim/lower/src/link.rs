@@ -1,47 +1,38 @@
-//! The line to the node agent: a socket read by one thread, and the rank's state machine driven by another. *Lower
-//! half*; all threads have every signal blocked.
+//! The rank's part in checkpoints: its state machine, driven by what the line brings and what happens here. *Lower half*,
+//! control thread; all threads have every signal blocked.
 //!
-//! The line is made in [`crate::agent`], the clocks are read in [`crate::clocks`]. What a reader would get wrong: when
-//! the line breaks, the job runs on without checkpoints.
+//! The line is kept in [`crate::line`], the clocks are read in [`crate::clocks`]. What a reader would get wrong: when
+//! the line breaks, the job runs on, and this rank says hello to another agent. What was on its way to other ranks is sent once
+//! more, and who hears it twice takes no notice; whom an exchange reached that was cut off, the next agent finds out.
 #![allow(unsafe_code, reason = "orders memory, ends the process")]
 
 use crate::clocks::{self, Settle};
-use crate::{agent, still};
-use std::io::Write;
-use std::os::unix::net::UnixStream;
+use crate::line::{self, Line};
+use crate::still;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
-use stillpoint_abi::half::{self as abi, FLAG_SETTLE, FLAG_STOP, refuse, still as command};
+use stillpoint_abi::half::{self as abi, FLAG_SETTLE, FLAG_STOP, UNTOLD, refuse, still as command};
 use stillpoint_abi::ids::{CkptId, Incarnation, Rank};
 use stillpoint_abi::stage::Stage;
 use stillpoint_capture::gather::{self, Streams};
 use stillpoint_capture::pause;
 use stillpoint_capture::write::{self, Snapshot};
 use stillpoint_coord::client::{Client, ClientAction, Local};
-use stillpoint_coord::message::{self, FromAgent, FromRank, Leaving, ToAgent, ToRank};
+use stillpoint_coord::message::{Before, FromRank, ToRank};
 use stillpoint_image::Seal;
 use stillpoint_sys::raw::{monotonic_ns, nr};
 use stillpoint_sys::{half, sys, upper};
 
-/// The socket, for the one message that a dying thread sends itself.
-static LINE: OnceLock<Mutex<UnixStream>> = OnceLock::new();
-
-/// 1 once a thread has said goodbye for the whole process: nothing is sent after that.
-static LEFT: AtomicU32 = AtomicU32::new(0);
-
-/// Such a goodbye has been said.
-pub(crate) fn has_left() -> bool {
-    LEFT.load(SeqCst) != 0
-}
-
 #[derive(Debug)]
 pub(crate) enum Event {
+    /// An agent is there, and does not know this rank yet.
+    Up(Line),
     Message(ToRank),
     Broken,
+    /// None is to be had.
+    NoAgent(std::io::Error),
     Local(Local),
 }
 
@@ -52,32 +43,19 @@ pub(crate) struct Link {
     pub(crate) incarnation: u32,
     pub(crate) restored: bool,
     pub(crate) streams: Streams,
-    /// Made before the application runs ([`agent::socket`]).
-    pub(crate) socket: std::os::fd::OwnedFd,
 }
 
 /// What the control thread remembers between events.
 #[derive(Debug, Default)]
 struct Work {
     left: crate::mail::Left,
+    /// Bytes for other ranks that an agent may not have handed on: those since the last checkpoint that all ranks resumed from.
+    mailed: Vec<(u32, Vec<u8>)>,
+    /// What the next agent must know; none before the first welcome.
+    before: Option<Before>,
     /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
     drain: Option<(Vec<u8>, bool)>,
     settle: Settle,
-}
-
-/// Called on the lower thread pointer of a thread that ends the process: tells the agent, in order, before it happens.
-pub(crate) extern "C" fn goodbye(kind: u32, status: i32) {
-    let leaving = Leaving::from_kind(kind, status);
-    let _starting = agent::STARTING.lock();
-    let last = matches!(leaving, Leaving::Exit(_) | Leaving::Exec);
-    if last {
-        // Before the line is looked at: whoever opens it later sees this, and sends no hello.
-        LEFT.store(1, SeqCst);
-    }
-    let Some(line) = LINE.get() else { return };
-    let Ok(mut s) = line.lock() else { return };
-    let _ = message::write(&mut *s, &ToAgent::Rank(FromRank::Goodbye(leaving)));
-    let _ = s.flush();
 }
 
 /// Ends the process without a word: not by SIGABRT, for which Open MPI prints where the process stood and the kernel may
@@ -89,24 +67,27 @@ fn end_at_once() -> ! {
     }
 }
 
-/// The execve that a goodbye announced has failed: the program runs on, without checkpoints.
-pub(crate) fn stayed() {
-    if let Some(Ok(s)) = LINE.get().map(Mutex::lock) {
-        let _ = s.shutdown(std::net::Shutdown::Both);
-        crate::control::log("execve failed after the goodbye; no more checkpoints are taken");
-    }
-}
-
 impl Link {
     /// The control thread's life.
     pub(crate) fn serve(self, tx: &Sender<Event>, rx: Receiver<Event>) {
-        if let Err(e) = self.listen(tx, &rx) {
+        // SAFETY: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED (16): no memory is touched.
+        unsafe { sys!(nr::MEMBARRIER, 16, 0, 0) };
+        let mut work = Work::default();
+        let mut client = Client::new(Rank(half().rank.load(Relaxed)));
+        let (run, to) = (self.run.clone(), tx.clone());
+        let kept = std::thread::Builder::new().name("stillpoint-line".into()).stack_size(512 << 10);
+        let over = match kept.spawn(move || line::keep(&run, &to)) {
+            Ok(_) => self.turn(&mut client, &mut work, &rx, tx),
+            Err(e) => Some(e),
+        };
+        line::close(false);
+        if let Some(e) = over {
             let run = self.run.display();
             crate::control::log(&format!("no node agent at {run}: {e}; no checkpoints are taken"));
         }
-        if self.restored && !crate::control::is_rebuilt() && !has_left() {
+        if self.is_rebuilding() && !line::is_leaving() {
             // The other ranks would wait for ever, and this one for them: the launcher is to see that the start has failed.
-            crate::control::log("the node agent was lost while the job was being restarted");
+            crate::control::log("the job cannot be restarted without a node agent");
             end_at_once();
         }
         // First nobody can ask any more, then who has asked is told.
@@ -114,33 +95,19 @@ impl Link {
         crate::mail::closed();
     }
 
-    fn listen(&self, tx: &Sender<Event>, rx: &Receiver<Event>) -> std::io::Result<()> {
-        // SAFETY: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED (16): no memory is touched.
-        unsafe { sys!(nr::MEMBARRIER, 16, 0, 0) };
-        let rank = half().rank.load(Relaxed);
-        let mut client = Client::new(Rank(rank));
-        let stream = agent::connect(agent::hidden(&self.socket)?, &self.run)?;
-        let read = UnixStream::from(agent::hidden(&self.socket)?);
-        let to = tx.clone();
-        std::thread::Builder::new().name("stillpoint-in".into()).spawn(move || read_all(read, &to))?;
-        let _ = LINE.set(Mutex::new(stream));
-        let hello = Local::Connected {
-            size: half().size.load(Relaxed),
-            pid: half().pid.load(Relaxed).unsigned_abs(),
-            incarnation: self.incarnation,
-            restored: self.restored,
-        };
-        let mut now = client.on_local(hello);
-        if self.restored {
-            now.extend(client.on_local(Local::Rebuilt));
-        }
-        let mut work = Work::default();
-        self.perform(&mut client, &mut work, now, tx);
-        self.turn(&mut client, &mut work, rx, tx);
-        Ok(())
+    /// From an image, and not told yet that all the others are there.
+    fn is_rebuilding(&self) -> bool {
+        self.restored && !crate::control::is_rebuilt()
     }
 
-    fn turn(&self, client: &mut Client, work: &mut Work, rx: &Receiver<Event>, tx: &Sender<Event>) {
+    /// One event after the other, until no line is to be expected any more; then why, if it is not this rank's own doing.
+    fn turn(
+        &self,
+        client: &mut Client,
+        work: &mut Work,
+        rx: &Receiver<Event>,
+        tx: &Sender<Event>,
+    ) -> Option<std::io::Error> {
         loop {
             let settles = client.stage() == Stage::Settle;
             let busy = settles || work.drain.is_some() || !work.left.flush();
@@ -151,14 +118,28 @@ impl Link {
                 rx.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
             let actions = match event {
-                Ok(Event::Message(m)) => client.on_message(m),
-                Ok(Event::Local(l)) => client.on_local(l),
-                Ok(Event::Broken) | Err(RecvTimeoutError::Disconnected) => {
-                    // Whatever was going on is over; the job runs on.
-                    let over = client.on_message(ToRank::Abort { reason: "the node agent is gone".into() });
-                    self.perform(client, work, over, tx);
-                    return;
+                Ok(Event::Up(line)) => {
+                    self.introduce(client, work, line, tx);
+                    continue;
                 }
+                Ok(Event::Message(m)) => {
+                    match &m {
+                        ToRank::Welcome => drop(work.before.get_or_insert_default()),
+                        ToRank::Exchanged { .. } => work.before.get_or_insert_default().told = client.ckpt(),
+                        _ => {}
+                    }
+                    client.on_message(m)
+                }
+                Ok(Event::Local(l)) => client.on_local(l),
+                Ok(Event::Broken) => {
+                    self.part(client, work, tx);
+                    if line::is_denied() || line::is_leaving() {
+                        return None;
+                    }
+                    continue;
+                }
+                Ok(Event::NoAgent(e)) => return Some(e),
+                Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) if settles => {
                     work.settle.aim();
                     client.on_local(work.settle.look())
@@ -169,15 +150,53 @@ impl Link {
         }
     }
 
+    /// Says hello, then what a former agent may not have heard or handed on.
+    fn introduce(&self, client: &mut Client, work: &mut Work, line: Line, tx: &Sender<Event>) {
+        *client = Client::new(Rank(half().rank.load(Relaxed)));
+        let restored = self.is_rebuilding();
+        let hello = client.on_local(Local::Connected {
+            size: half().size.load(Relaxed),
+            pid: half().pid.load(Relaxed).unsigned_abs(),
+            incarnation: self.incarnation,
+            restored,
+            before: work.before,
+        });
+        if let Some(ClientAction::Send(hello)) = hello.into_iter().next() {
+            line::open(line, hello);
+        }
+        let mut now = if restored { client.on_local(Local::Rebuilt) } else { vec![] };
+        let again = std::mem::take(&mut work.mailed);
+        if !again.is_empty() {
+            now.extend(client.on_local(Local::Mail(again)));
+        }
+        self.perform(client, work, now, tx);
+    }
+
+    /// The line broke: whatever was going on is over, and the job runs on.
+    fn part(&self, client: &mut Client, work: &mut Work, tx: &Sender<Event>) {
+        line::close(!line::is_denied());
+        if client.stage() == Stage::Drain {
+            // It has contributed, and nobody knows whom the exchange has reached.
+            work.before.get_or_insert_default().cut = client.ckpt();
+        }
+        let over = client.on_message(ToRank::Abort { reason: "the node agent is gone".into() });
+        self.perform(client, work, over, tx);
+        crate::mail::closed();
+    }
+
     fn perform(&self, client: &mut Client, work: &mut Work, actions: Vec<ClientAction>, tx: &Sender<Event>) {
         let mut queue: std::collections::VecDeque<ClientAction> = actions.into();
         while let Some(a) = queue.pop_front() {
             let local = match a {
                 ClientAction::Send(m) => {
-                    if let Some(Ok(mut s)) = LINE.get().map(Mutex::lock)
-                        && !has_left()
+                    if let FromRank::Mail { items } = &m {
+                        work.mailed.extend_from_slice(items);
+                    }
+                    let asked = if let FromRank::Request { id } = &m { Some(*id) } else { None };
+                    if !line::send(m)
+                        && let Some(id) = asked
                     {
-                        let _ = message::write(&mut *s, &ToAgent::Rank(m));
+                        crate::mail::answered(id, Err(vec!["there is no node agent at the moment".into()]));
                     }
                     None
                 }
@@ -228,13 +247,23 @@ impl Link {
                     None
                 }
                 ClientAction::Resume => {
-                    run_on(work, Some(0));
+                    // All ranks have frozen their images, and before that they got all that was mailed before.
+                    work.mailed.clear();
+                    run_on(work, Some(command::GOES_ON));
                     None
                 }
                 ClientAction::Abort { at, .. } => {
                     // Threads stand still between the two.
                     let stood = matches!(at, Stage::Stop | Stage::Drain | Stage::Snapshot);
-                    run_on(work, stood.then_some(1));
+                    let cut = work.before.is_some_and(|b| b.cut != 0 && at == Stage::Drain);
+                    run_on(work, stood.then_some(if cut { command::CUT_OFF } else { command::GIVEN_UP }));
+                    None
+                }
+                ClientAction::Untold { ckpt, ranks } => {
+                    if let Some(b) = work.before.as_mut().filter(|b| b.cut == ckpt) {
+                        b.cut = 0;
+                        work.left.put(ranks.into_iter().map(|r| UNTOLD | u64::from(r)));
+                    }
                     None
                 }
                 ClientAction::Deliver { items } => {
@@ -250,7 +279,7 @@ impl Link {
                     None
                 }
                 ClientAction::Leave => {
-                    goodbye(abi::goodbye::EXIT, 0);
+                    line::goodbye(abi::goodbye::EXIT, 0);
                     end_at_once();
                 }
                 ClientAction::Committed { .. } => {
@@ -360,21 +389,4 @@ fn run_on(work: &mut Work, outcome: Option<u8>) {
     clocks::wake_held();
     pause::resume();
     crate::callbacks::behind(false);
-}
-
-fn read_all(mut from: UnixStream, tx: &Sender<Event>) {
-    loop {
-        match message::read::<FromAgent>(&mut from) {
-            Ok(FromAgent::Rank(m)) => {
-                if tx.send(Event::Message(m)).is_err() {
-                    return;
-                }
-            }
-            Ok(FromAgent::Reply(_)) => {}
-            Err(_) => {
-                let _ = tx.send(Event::Broken);
-                return;
-            }
-        }
-    }
 }

@@ -26,7 +26,7 @@ pub(crate) fn open(to: &Sender<Event>) {
     let _ = LINE.set(Mutex::new(to.clone()));
 }
 
-/// Its life is over: whoever waits is told so.
+/// The agent that was asked is gone: whoever waits is told so.
 pub(crate) fn closed() {
     if let Ok(mut a) = ANSWERS.lock() {
         for v in a.values_mut().filter(|v| v.is_none()) {
@@ -100,6 +100,12 @@ impl Left {
         for (_, body) in items {
             self.0.extend(body.chunks_exact(8).filter_map(|c| c.try_into().ok()).map(u64::from_le_bytes));
         }
+        self.flush();
+    }
+
+    /// Takes letters of the lower half's own.
+    pub(crate) fn put(&mut self, letters: impl Iterator<Item = u64>) {
+        self.0.extend(letters);
         self.flush();
     }
 

@@ -16,6 +16,7 @@ mod clocks;
 mod control;
 mod fds;
 mod launch;
+mod line;
 mod link;
 mod mail;
 mod restart;

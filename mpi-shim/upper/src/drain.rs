@@ -13,7 +13,9 @@
 //! `again` says that it was told at an earlier checkpoint, and asks for an acknowledgement that may have been lost.
 //!
 //! A checkpoint that is given up before DRAIN has told nobody, so what COUNTS marked is unmarked. After DRAIN the
-//! senders wait for their acknowledgements, and each receiver works off what it was told with what it has.
+//! senders wait for their acknowledgements, and each receiver works off what it was told with what it has. When the agent is
+//! lost between the two, nobody knows whom it has told: the sends stay marked, in doubt, until the next agent has asked all
+//! ranks and says who was not told ([`UNTOLD`](stillpoint_abi::half::UNTOLD)).
 #![allow(unsafe_code, reason = "works on requests through raw pointers")]
 
 use crate::down;
@@ -111,6 +113,7 @@ fn counts(p: &mut P2p) -> Vec<u8> {
             let Some(t) = c.peer_world((*r).peer).and_then(|w| all.get_mut(w as usize)) else { continue };
             let key = p.keys.get(&(c.gid, (*r).peer, (*r).tag)).map_or(0, |k| k.sent);
             let again = (*r).unacknowledged;
+            (*r).doubtful = false;
             if !again {
                 (*r).unacknowledged = true;
                 p.round.marked.push(r);
@@ -331,12 +334,25 @@ fn drain(p: &mut P2p, input: &[u8], deadline: u64) -> i64 {
     }
 }
 
-fn resume(p: &mut P2p, given_up: bool) {
+/// Which ranks have been told of the synchronous sends that the last COUNTS marked will be known later.
+fn doubt(p: &mut P2p) {
+    // The sweep of a drain may have ended some of them.
+    for &r in p.live.iter().filter(|&r| p.round.marked.contains(r)) {
+        // SAFETY: live requests only are in the list.
+        unsafe { (*r).doubtful = (*r).unacknowledged };
+    }
+}
+
+/// `outcome`: of [`still::RESUME`].
+fn resume(p: &mut P2p, outcome: u8) {
     p.read_mail();
     if p.round.told.is_some() {
         mark(p, &comms());
-    } else if given_up && !p.round.worked_off {
-        unmark(p);
+    }
+    match outcome {
+        still::CUT_OFF => doubt(p),
+        still::GIVEN_UP if p.round.told.is_none() && !p.round.worked_off => unmark(p),
+        _ => {}
     }
     p.round.marked.clear();
     p.round.worked_off = false;
@@ -407,13 +423,13 @@ pub(crate) unsafe fn command(cmd: u32, arg: *mut StillArg) -> Option<i64> {
         }
         (still::DRAIN, Some(a)) => drain(&mut p, input, a.deadline),
         (still::RESUME, _) => {
-            resume(&mut p, input.first() == Some(&1));
+            resume(&mut p, input.first().copied().unwrap_or(still::GOES_ON));
             0
         }
         (still::REBUILD, _) => rebuild(&mut p),
         (still::MAIL, _) => {
             for id in input.chunks_exact(8) {
-                p.acknowledge(u64_at(id, 0).unwrap_or(0));
+                p.letter(u64_at(id, 0).unwrap_or(0));
             }
             0
         }
@@ -486,6 +502,29 @@ mod tests {
             }
         }
         assert!(p.round.marked.is_empty() && p.live.is_empty());
+    }
+
+    #[test]
+    fn cut_off_within_the_exchange_the_sends_to_those_who_were_not_told_are_unmarked() {
+        use crate::handles::{Head, Kind};
+        use stillpoint_abi::half::UNTOLD;
+        let mut comm = Comm::new(Head::new(Kind::Comm, 0));
+        let mut p = P2p::new();
+        let r = marked(&mut p, &mut comm, 0);
+        let before = marked(&mut p, &mut comm, 0);
+        p.round.marked.pop();
+        doubt(&mut p);
+        p.letter(UNTOLD);
+        // SAFETY: live until `end`; neither leads to the library.
+        unsafe {
+            assert!((*r).doubtful && !(*r).done, "rank 0 was not told, these are for rank 1");
+            p.letter(UNTOLD | 1);
+            assert!((*r).done && !(*r).unacknowledged);
+            assert!((*before).unacknowledged, "rank 1 was told of this one at an earlier checkpoint");
+            for r in [r, before] {
+                p.end(r);
+            }
+        }
     }
 
     #[test]

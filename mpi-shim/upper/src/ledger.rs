@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, Ordering};
-use stillpoint_abi::half::{FLAG_SETTLE, MAIL_ROOM, refuse};
+use stillpoint_abi::half::{FLAG_SETTLE, MAIL_ROOM, UNTOLD, refuse};
 use stillpoint_sys::{half, upper};
 
 const THREAD_MULTIPLE: u32 = 3;
@@ -286,7 +286,7 @@ impl P2p {
             let id = u.mail[out as usize % MAIL_ROOM].load(Ordering::Relaxed);
             out = out.wrapping_add(1);
             u.mail_out.store(out, Ordering::Release);
-            self.acknowledge(id);
+            self.letter(id);
         }
     }
 
@@ -317,6 +317,33 @@ impl P2p {
             }
             if let Some(then) = (*r).then.take() {
                 then();
+            }
+        }
+    }
+
+    /// One letter: an acknowledgement, or the word that a rank was never told of this rank's synchronous sends.
+    pub(crate) fn letter(&mut self, letter: u64) {
+        if letter & UNTOLD == 0 {
+            self.acknowledge(letter);
+        } else {
+            self.untold((letter & !UNTOLD) as u32);
+        }
+    }
+
+    /// Rank `world` did not hear of the exchange in which a checkpoint was cut off: what the library says of the sends to it
+    /// counts again.
+    fn untold(&mut self, world: u32) {
+        for i in 0..self.live.len() {
+            let r = self.live[i];
+            // SAFETY: live requests only are in the list, and they hold their communicators.
+            unsafe {
+                if !(*r).doubtful || (*(*r).comm).peer_world((*r).peer) != Some(world) {
+                    continue;
+                }
+                (*r).acknowledged();
+                if (*r).done {
+                    self.forget_sync((*(*r).comm).gid, &*r);
+                }
             }
         }
     }

@@ -67,6 +67,8 @@ pub(crate) struct Request {
     pub(crate) cancelled: bool,
     /// An acknowledgement from the receiver is outstanding.
     pub(crate) unacknowledged: bool,
+    /// Whether the receiver knows of that is not known here: the last checkpoint was cut off within its exchange.
+    pub(crate) doubtful: bool,
     /// A thread waits for it, also without the lock: nobody else may test it below, or end it.
     pub(crate) waited: bool,
     /// Number in the order of posting.
@@ -109,6 +111,7 @@ impl Request {
             orphan: false,
             cancelled: false,
             unacknowledged: false,
+            doubtful: false,
             waited: false,
             serial: 0,
             at: usize::MAX,
@@ -144,6 +147,7 @@ impl Request {
     /// the library says counts again.
     pub(crate) fn acknowledged(&mut self) {
         self.unacknowledged = false;
+        self.doubtful = false;
         self.done = self.active && self.head.real() == 0;
     }
 

@@ -1,12 +1,26 @@
 //! Who belongs to the job: ranks that come, go, and come again as another incarnation. *Next door*, without IO.
 //!
+//! A rank whose line broke with the agent, or with what carried it, is not lost: it is away, and comes again. Only when it stays
+//! away too long is it lost. Until then nobody is judged: one that is away may have ended the job.
+//!
 //! What a reader would get wrong: a rank that leaves ends the checkpoint in progress, unless its image is durable already
 //! or the commit is under way; and a rank that replaces itself by execve is absent in between, not lost.
 
 use super::{Action, Conn, Coordinator, RankState};
-use crate::message::{Items, JobOutcome, Leaving, Presence, ToRank};
+use crate::message::{Before, Items, JobOutcome, Leaving, Presence, ToRank};
 use std::collections::BTreeMap;
 use stillpoint_abi::stage::Stage;
+
+/// What a rank says first ([`crate::message::FromRank::Hello`]).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hello {
+    pub(super) rank: u32,
+    pub(super) size: u32,
+    pub(super) pid: u32,
+    pub(super) incarnation: u32,
+    pub(super) restored: bool,
+    pub(super) before: Option<Before>,
+}
 
 impl Coordinator {
     /// Why no checkpoint can begin now.
@@ -31,15 +45,8 @@ impl Coordinator {
         why
     }
 
-    pub(super) fn hello(
-        &mut self,
-        conn: Conn,
-        rank: u32,
-        size: u32,
-        pid: u32,
-        incarnation: u32,
-        restored: bool,
-    ) {
+    pub(super) fn hello(&mut self, conn: Conn, hello: Hello) {
+        let Hello { rank, size, pid, incarnation, restored, before } = hello;
         let denied = if incarnation < self.incarnation {
             Some(format!("incarnation {incarnation} is over, {} runs", self.incarnation))
         } else if size == 0 || rank >= size || size > 1 << 20 {
@@ -50,6 +57,13 @@ impl Coordinator {
             }
             if self.ranks.is_empty() {
                 self.ranks = (0..size).map(|_| RankState::new()).collect();
+                for (n, status) in std::mem::take(&mut self.before) {
+                    if let Some(r) = self.ranks.get_mut(n as usize) {
+                        r.presence = Presence::Finished(status);
+                        self.outcome.exited.push((n, status));
+                        self.judged |= status != 0;
+                    }
+                }
             }
             if self.ranks.len() != size as usize {
                 Some(format!("the job has {} ranks, not {size}", self.ranks.len()))
@@ -68,19 +82,28 @@ impl Coordinator {
             return;
         }
         if let Some(old) = self.ranks[rank as usize].conn.take() {
-            // The same process again: it has replaced itself by execve.
+            // The same process again: it has replaced itself by execve, or has found another way to us.
             self.by_conn.remove(&old);
             self.out.push(Action::Close(old));
-            self.give_up(vec![format!("rank {rank} started another program")]);
+            let reason = if before.is_some() { "lost its line" } else { "started another program" };
+            self.give_up(vec![format!("rank {rank} {reason}")]);
         }
-        let mail = std::mem::take(&mut self.ranks[rank as usize].mail);
+        let RankState { mail, image, .. } =
+            std::mem::replace(&mut self.ranks[rank as usize], RankState::new());
         self.ranks[rank as usize] = RankState {
             presence: Presence::Here,
             conn: Some(conn),
             pid,
             rebuilding: restored,
+            before: before.unwrap_or_default(),
+            // Of a checkpoint that is not given up when a rank goes for a while.
+            image,
             ..RankState::new()
         };
+        if before.is_some() {
+            self.await_the_others();
+        }
+        self.judge();
         self.by_conn.insert(conn, rank);
         self.send(rank, ToRank::Welcome);
         if !mail.is_empty() {
@@ -105,6 +128,7 @@ impl Coordinator {
         }
         self.stop = false;
         self.ranks.clear();
+        self.before.clear();
         self.members.clear();
         self.exchange.clear();
         self.incarnation = incarnation;
@@ -124,22 +148,80 @@ impl Coordinator {
         }
     }
 
+    /// The connection broke, the rank need not have: it has time to come again.
+    pub(super) fn parted(&mut self, conn: Conn) {
+        let Some(rank) = self.by_conn.remove(&conn) else { return };
+        self.ranks[rank as usize].conn = None;
+        if self.ranks[rank as usize].presence == Presence::Here {
+            self.depart(rank, Presence::Absent, format!("rank {rank} has lost its line"));
+            self.ranks[rank as usize].due = Some(self.now + self.config.away);
+        }
+    }
+
+    /// A rank of a former agent has come: the others will, soon, or they are lost.
+    fn await_the_others(&mut self) {
+        let due = self.now + self.config.away;
+        for r in self.ranks.iter_mut().filter(|r| r.presence == Presence::Absent && r.pid == 0) {
+            r.due.get_or_insert(due);
+        }
+    }
+
+    /// Those who have stayed away too long are lost.
+    pub(super) fn miss(&mut self) {
+        let now = self.now;
+        let late = (0u32..).zip(&self.ranks).filter(|(_, r)| r.due.is_some_and(|due| now >= due));
+        for rank in late.map(|(n, _)| n).collect::<Vec<_>>() {
+            self.depart(rank, Presence::Lost, format!("rank {rank} did not come back"));
+        }
+    }
+
+    /// Whether a loss is what ends the job, as soon as nobody is away who could have ended it otherwise.
+    fn judge(&mut self) {
+        if !self.judged && !self.outcome.lost.is_empty() && self.ranks.iter().all(|r| r.due.is_none()) {
+            self.judged = true;
+            self.outcome.restart = true;
+            self.out.push(Action::Outcome);
+        }
+    }
+
+    /// A rank has ended the job, unless it did so because of a loss before.
+    fn judged_by_itself(&mut self) {
+        self.outcome.restart |= !self.judged && !self.outcome.lost.is_empty();
+        self.judged = true;
+    }
+
+    /// All are back: each rank that was cut off within an exchange learns whom that exchange did not reach.
+    pub(super) fn settle_cuts(&mut self) {
+        if self.ranks.iter().any(|r| r.presence == Presence::Absent) {
+            return;
+        }
+        for rank in self.live_ids() {
+            let ckpt = std::mem::take(&mut self.ranks[rank as usize].before.cut);
+            if ckpt != 0 {
+                let untold = self.live().filter(|(_, r)| r.before.told < ckpt).map(|(n, _)| n).collect();
+                self.send(rank, ToRank::Untold { ckpt, ranks: untold });
+            }
+        }
+    }
+
     pub(super) fn depart(&mut self, rank: u32, presence: Presence, reason: String) {
         self.ranks[rank as usize].presence = presence;
+        self.ranks[rank as usize].due = None;
         self.ranks[rank as usize].mail.clear();
         match presence {
             Presence::Lost => {
                 self.outcome.lost.push(rank);
-                self.outcome.restart |= !self.judged;
-                self.judged = true;
+                self.judge();
             }
             Presence::Aborted(code) => {
                 self.outcome.abort.get_or_insert((rank, code));
-                self.judged = true;
+                self.judged_by_itself();
             }
             Presence::Finished(status) => {
                 self.outcome.exited.push((rank, status));
-                self.judged |= status != 0;
+                if status != 0 {
+                    self.judged_by_itself();
+                }
             }
             Presence::Left => {
                 self.judged = true;
