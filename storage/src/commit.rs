@@ -52,6 +52,11 @@ impl RunDir {
 
     /// Makes the checkpoint exist. Every image must be durable and as long as the manifest says.
     pub fn commit(&self, manifest: &Manifest) -> Result<()> {
+        self.commit_if(manifest, || Ok(()))
+    }
+
+    /// The same, unless `may` refuses at the last moment.
+    pub fn commit_if(&self, manifest: &Manifest, may: impl FnOnce() -> Result<()>) -> Result<()> {
         let ckpt = CkptId(manifest.ckpt);
         let (partial, dir) = (self.partial_path(ckpt), self.ckpt_path(ckpt));
         for Entry { file, file_len, .. } in &manifest.images {
@@ -68,6 +73,7 @@ impl RunDir {
         manifest.write(&partial)?;
         Manifest::read(&partial)?;
         sync_dir(&partial)?;
+        may()?;
         std::fs::rename(&partial, &dir).at("commit", &dir)?;
         sync_dir(self.path())
     }

@@ -7,6 +7,7 @@
 //!   outcome.json                  how the job ended, as far as it has
 //!   last-id                       the last number claimed
 //!   restarts/000001 …             one file a start after the first, claimed by O_EXCL (INV-4)
+//!   roots/000001.json …           on several nodes: one file a root agent (core/net)
 //!   ckpt-000007.partial/          being written; no reader looks in here
 //!   ckpt-000006/ manifest.json rank-00000.img rank-00001.img …
 //! ```
@@ -71,6 +72,9 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody else goes on with the run.
+    #[error("{0}")]
+    Superseded(String),
     /// Somebody else has it.
     #[error("{} is already claimed", path.display())]
     Claimed {

@@ -133,22 +133,32 @@ pub fn generations(name: &str) {
 /// Kills the node agent at random moments: the job is not restarted, another agent begins, checkpoints are committed under it,
 /// and the job ends as the native run does.
 pub fn orphaned(name: &str) {
+    agents_killed(name, "orphaned", 1);
+}
+
+/// [`orphaned`] with an agent for each two ranks, as if they were on nodes of their own: whichever is killed, the root or not.
+pub fn scattered(name: &str) {
+    agents_killed(name, "scattered", 2);
+}
+
+fn agents_killed(name: &str, mode: &'static str, nodes: usize) {
     let times = if full() { 6 } else { 2 };
     let mut random = Random::seeded();
     let mut text = String::new();
-    let ended = compare(name, "orphaned", 6 * times, Some("200ms"), &mut |job, store| {
+    let ended = compare(name, mode, 6 * times, Some("200ms"), &mut |job, store| {
         let mut last = 0;
         for time in 0..times {
             until(LIMIT, || newest(store) > last || !job.is_running());
             std::thread::sleep(Duration::from_millis(random.below(400)));
             let agents = agents_of(store);
             assert!(
-                job.is_running() && agents.len() == 1,
+                job.is_running() && agents.len() == nodes,
                 "{name}, time {time}: agents {agents:?}: {}",
                 log(store)
             );
             last = newest(store);
-            assert!(kill(agents[0]));
+            let which = random.below(agents.len() as u64);
+            assert!(kill(agents[usize::try_from(which).expect("few agents")]));
         }
         until(LIMIT, || newest(store) > last + 1 || !job.is_running());
         assert!(newest(store) > last + 1, "no commit of {name} after the last kill: {}", log(store));
@@ -158,6 +168,17 @@ pub fn orphaned(name: &str) {
     assert!(!restarted, "{name} was restarted: {text}");
 }
 
+/// A launcher that gives each two ranks a node's directory of their own.
+fn scatter(ranks: u32, scratch: &Scratch) -> PathBuf {
+    let node = "export STILLPOINT_LOCAL=$STILLPOINT_RUN/node-$((OMPI_COMM_WORLD_RANK / 2)); exec \"$@\"";
+    let text = format!("#!/bin/sh\nexec mpirun -n {ranks} sh -c '{node}' sh \"$@\"\n");
+    let path = scratch.0.join("scatter");
+    fs::write(&path, text).expect("a scratch folder can be written to");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    fs::set_permissions(&path, mode).expect("it is ours");
+    path
+}
+
 /// The agents that work in a store, by their command lines.
 pub fn agents_of(store: &Path) -> Vec<u32> {
     let store = store.display().to_string();
@@ -165,6 +186,7 @@ pub fn agents_of(store: &Path) -> Vec<u32> {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let words = String::from_utf8_lossy(&words).into_owned();
         words.split('\0').next().is_some_and(|name| name.ends_with("stillpoint-agent"))
+            && words.contains("--foreground")
             && words.contains(&store)
     };
     let all = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -205,8 +227,13 @@ fn descriptors(pid: u32) -> usize {
 
 /// What the node agent said, for a failed assertion.
 fn log(store: &Path) -> String {
-    let logs =
-        folders(store).into_iter().filter_map(|folder| fs::read_to_string(folder.join("agent.log")).ok());
+    let is_log = |file: &PathBuf| {
+        file.file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(|n| n.starts_with("agent") && n.ends_with(".log"))
+    };
+    let files = folders(store).into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let logs = files.map(|file| file.path()).filter(is_log).filter_map(|file| fs::read_to_string(file).ok());
     logs.collect::<Vec<_>>().join("\n")
 }
 
@@ -296,8 +323,14 @@ impl Case {
         let store = scratch.0.join("checkpoints");
         let mut command = Command::new(stillpoint);
         command.arg("run").args(["--restarts", "20"]).arg("--dir").arg(&store);
-        if let Start::Ranks(ranks) = self.program.start {
-            command.args(["-n", &ranks.to_string()]);
+        match self.program.start {
+            Start::Ranks(ranks) if self.mode == "scattered" => {
+                command.arg("--launcher").arg(scatter(ranks, &scratch));
+            }
+            Start::Ranks(ranks) => {
+                command.args(["-n", &ranks.to_string()]);
+            }
+            Start::Alone => {}
         }
         if let Some(interval) = interval {
             command.args(["--interval", interval]);

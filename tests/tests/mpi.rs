@@ -11,6 +11,7 @@ stillpoint_tests::cases! {
         slower: ring openmp_mpi;
         warned: ring openmp_mpi;
         orphaned: late many_kinds nbx;
+        scattered: many_kinds nbx;
         hammered: many_kinds nbx comm late reduction;
         generations: ring many_kinds jacobi;
     }

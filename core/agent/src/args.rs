@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use stillpoint_coord::state::{Config, Mode};
 
-const USAGE: &str = "usage: stillpoint-agent --run DIR [--interval DUR] [--mode auto|forked|direct] \
+const USAGE: &str = "usage: stillpoint-agent --run DIR [--local DIR] [--interval DUR] [--mode auto|forked|direct] \
                      [--limits STAGE=DUR,…] [--linger DUR] [--foreground]";
 
 /// What was asked for.
@@ -15,6 +15,8 @@ const USAGE: &str = "usage: stillpoint-agent --run DIR [--interval DUR] [--mode 
 pub(crate) struct Args {
     /// Run directory.
     pub(crate) run: PathBuf,
+    /// Directory of this node for the run: there are other nodes.
+    pub(crate) local: Option<PathBuf>,
     /// Interval, mode and limits.
     pub(crate) config: Config,
     /// How long the agent stays after the last rank has left.
@@ -29,6 +31,7 @@ impl Args {
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Args, String> {
         let mut run = env("STILLPOINT_RUN");
+        let mut local = env("STILLPOINT_LOCAL");
         let mut interval = env("STILLPOINT_INTERVAL");
         let mut mode = env("STILLPOINT_MODE");
         let mut limits = env("STILLPOINT_LIMITS");
@@ -46,6 +49,7 @@ impl Args {
             }
             let slot = match name.as_str() {
                 "--run" => &mut run,
+                "--local" => &mut local,
                 "--interval" => &mut interval,
                 "--mode" => &mut mode,
                 "--limits" => &mut limits,
@@ -79,6 +83,7 @@ impl Args {
         }
         Ok(Args {
             run: run.filter(|r| !r.is_empty()).ok_or_else(|| format!("no run directory; {USAGE}"))?.into(),
+            local: local.filter(|l| !l.is_empty()).map(PathBuf::from),
             config,
             linger: Duration::from_nanos(nanos(linger.as_deref().unwrap_or("5s"))?),
             foreground,

@@ -2,23 +2,30 @@
 //!
 //! What a reader would get wrong: the process that is started returns as soon as an agent listens (its own child, or one
 //! that was there before), and so may be waited for. The agent itself is that child, in a session of its own, its
-//! standard streams in `agent.log`: a launcher that waits for the end of a rank's output must not wait for the agent.
+//! standard streams in the log: a launcher that waits for the end of a rank's output must not wait for the agent.
 //!
 //! - [`args`]: flags and environment.
 //! - [`conn`]: connections, two threads each.
 //! - [`store`]: the thread that drives the store.
+//! - [`elect`]: which of the run's agents is the root.
+//! - [`relay`], [`relays`]: the two ends of the stream between a relay and the root.
 //! - [`serve`]: the loop.
 #![forbid(unsafe_code)]
 
 mod args;
 mod conn;
+mod elect;
+mod relay;
+mod relays;
 mod serve;
 mod store;
 
 use args::Args;
 use rustix::fs::{Mode, OFlags};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+use stillpoint_net::roots::host;
 use stillpoint_storage::StoreError;
 use stillpoint_storage::run::RunDir;
 use tracing_appender::non_blocking::WorkerGuard;
@@ -32,6 +39,9 @@ enum AgentError {
     /// The run directory.
     #[error("use the run directory")]
     Store(#[from] StoreError),
+    /// The other agents.
+    #[error("find the root among the agents of the run")]
+    Net(#[from] stillpoint_net::NetError),
     /// A system call.
     #[error("{what}")]
     Io {
@@ -66,16 +76,23 @@ fn run() -> Result<(), AgentError> {
         Args::parse(std::env::args().skip(1), |name| std::env::var(name).ok()).map_err(AgentError::Args)?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let run = RunDir::create(&args.run)?;
-    if args.foreground { settle_down(&run).and_then(|_log| serve::serve(&run, &args)) } else { start(&run) }
+    let local = args.local.as_deref().map(RunDir::create).transpose()?.unwrap_or_else(|| run.clone());
+    let log =
+        run.path().join(args.local.as_ref().map_or("agent.log".into(), |_| format!("agent-{}.log", host())));
+    if args.foreground {
+        settle_down(&log).and_then(|_log| serve::serve(&run, &local, &args))
+    } else {
+        start(&local, &log)
+    }
 }
 
 /// Starts the agent unless one listens, and returns when it does.
-fn start(run: &RunDir) -> Result<(), AgentError> {
+fn start(local: &RunDir, log: &Path) -> Result<(), AgentError> {
     let io = |what| move |source| AgentError::Io { what, source };
     let mut child = None;
     let end = Instant::now() + Duration::from_secs(20);
     while Instant::now() < end {
-        if run.connect().is_ok() {
+        if local.connect().is_ok() {
             return Ok(());
         }
         // An agent that is just ending holds the lock for a moment; the child that finds it taken ends at once.
@@ -96,20 +113,19 @@ fn start(run: &RunDir) -> Result<(), AgentError> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    Err(AgentError::Silent(run.path().join("agent.log").display().to_string()))
+    Err(AgentError::Silent(log.display().to_string()))
 }
 
-/// Leaves the starter's session, and makes `agent.log` the standard streams.
+/// Leaves the starter's session, and makes the log the standard streams.
 ///
 /// The log is written by a thread of its own until the guard is dropped: a write to a file system that is busy committing
 /// can take seconds, and the loop must not wait for it.
-fn settle_down(run: &RunDir) -> Result<WorkerGuard, AgentError> {
+fn settle_down(log: &Path) -> Result<WorkerGuard, AgentError> {
     let io = |what| move |e: rustix::io::Errno| AgentError::Io { what, source: e.into() };
     // Fails when the process leads a group already, as from a shell: then it has one of its own, which is enough.
     let _ = rustix::process::setsid();
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let log = rustix::fs::open(run.path().join("agent.log"), flags, Mode::from_raw_mode(0o600))
-        .map_err(io("open the log"))?;
+    let log = rustix::fs::open(log, flags, Mode::from_raw_mode(0o600)).map_err(io("open the log"))?;
     rustix::stdio::dup2_stdout(&log).map_err(io("redirect to the log"))?;
     rustix::stdio::dup2_stderr(&log).map_err(io("redirect to the log"))?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("STILLPOINT_LOG")

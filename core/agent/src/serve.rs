@@ -1,4 +1,5 @@
-//! The loop: inputs to the coordinator, its actions to sockets and store. Runs *next door*.
+//! The agent's life as root or relay, and the root's loop: inputs to the coordinator, its actions to sockets and store.
+//! Runs *next door*.
 //!
 //! What a reader would get wrong: an agent outlives its job by a while (`--linger`), because the next start of the job
 //! may come; a hello that reaches an agent just ending sees its connection closed without a welcome, and tries again.
@@ -6,20 +7,27 @@
 use crate::AgentError;
 use crate::args::Args;
 use crate::conn::{Input, Link, accept};
+use crate::elect::{Claim, Role, elect};
+use crate::relay::{Beating, End, ToRelay, relay};
+use crate::relays;
 use crate::store::{Order, Restarted, start};
-use crossbeam::channel::{RecvTimeoutError, Sender, unbounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 use stillpoint_coord::message::{Command, FromAgent, FromRank, JobOutcome, Outcome, Reply, ToAgent, ToRank};
 use stillpoint_coord::state::{Action, Conn, Coordinator, Event};
+use stillpoint_net::roots::Roots;
 use stillpoint_storage::commit::image_name;
 use stillpoint_storage::run::RunDir;
 
 struct Agent<'a> {
     run: &'a RunDir,
+    claim: Option<u32>,
     coord: Coordinator,
     links: BTreeMap<Conn, Link>,
+    /// Agents of other nodes.
+    relays: BTreeMap<u64, Beating<ToRelay>>,
     store: Sender<Order>,
     zero: Instant,
     idle_since: Instant,
@@ -27,76 +35,148 @@ struct Agent<'a> {
     restored: std::cell::Cell<bool>,
 }
 
-/// Serves until the job has ended and some time has passed, or until told to end.
-pub(crate) fn serve(run: &RunDir, args: &Args) -> Result<(), AgentError> {
+/// Why a role ends.
+#[derive(Debug, PartialEq, Eq)]
+enum Over {
+    /// Nobody needs it any more.
+    Idle,
+    /// Told to end, by this connection.
+    Told(Conn),
+    /// A later root was claimed.
+    Superseded,
+}
+
+/// Serves, as root or relay, until the job has ended and some time has passed, or until told to end.
+pub(crate) fn serve(run: &RunDir, local: &RunDir, args: &Args) -> Result<(), AgentError> {
     let io = |what| move |source| AgentError::Io { what, source };
-    let Some(_lock) = run.lock()? else { return Ok(()) };
+    let Some(_lock) = local.lock()? else { return Ok(()) };
     // The socket's path may be longer than the kernel takes; its name is not.
-    std::env::set_current_dir(run.path()).map_err(io("enter the run directory"))?;
+    std::env::set_current_dir(local.path()).map_err(io("enter the node's directory"))?;
     match std::fs::remove_file("agent.sock") {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io("remove the old socket")(e)),
         _ => {}
     }
-    run.forget(usize::MAX, None)?;
     let listener = UnixListener::bind("agent.sock").map_err(io("listen"))?;
     let (to, inputs) = unbounded();
     accept(listener, to.clone());
-    let (store, storing) = start(run.clone(), to);
+    if args.local.is_none() {
+        // One node: nobody else can be the root.
+        root(run, args, None, &to, &inputs)?;
+    } else {
+        let roots = Roots::of(run);
+        loop {
+            let goes_on = match elect(&roots)? {
+                Role::Root(claim) => root(run, args, Some(claim), &to, &inputs)? == Over::Superseded,
+                Role::Relay(stream) => {
+                    relay(args, stream, &to, &inputs).map_err(io("talk to the root"))? == End::RootGone
+                }
+            };
+            if !goes_on {
+                break;
+            }
+        }
+    }
+    let _ = std::fs::remove_file("agent.sock");
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// The root's life.
+fn root(
+    run: &RunDir,
+    args: &Args,
+    claim: Option<Claim>,
+    to: &Sender<Input>,
+    inputs: &Receiver<Input>,
+) -> Result<Over, AgentError> {
+    let io = |what| move |source| AgentError::Io { what, source };
+    run.forget(usize::MAX, None)?;
+    let ours = claim.as_ref().map(|c| (c.roots.clone(), c.number));
+    let (store, storing) = start(run.clone(), ours.clone(), to.clone());
+    let port = claim.map(|c| relays::accept(c.listener, c.token, to.clone()));
+    let port = port.transpose().map_err(io("listen on a port"))?;
     let zero = Instant::now();
     let mut coord = Coordinator::new(args.config.clone(), run.incarnation()?, 0);
     if let Ok(former) = run.read_json::<JobOutcome>("outcome.json") {
         coord.succeed(&former);
     }
     tracing::info!("listening; incarnation {}", coord.incarnation());
-    let mut agent =
-        Agent { run, coord, links: BTreeMap::new(), store, zero, idle_since: zero, restored: false.into() };
-    loop {
-        let now = agent.now();
-        let mut wait = Duration::from_secs(1);
-        if let Some(tick) = agent.coord.next_tick() {
-            wait = wait.min(Duration::from_nanos(tick.saturating_sub(now)));
-        }
-        match inputs.recv_timeout(wait) {
-            Ok(input) => {
-                if let Some(asker) = agent.input(input) {
-                    agent.coordinate(Event::Shutdown);
-                    // Else they would take it for a death, and start another agent.
-                    for conn in agent.coord.rank_conns() {
-                        agent.send(conn, ToRank::Denied { reason: "the agent was told to end".into() });
-                    }
-                    if let Some(link) = agent.links.remove(&asker) {
-                        link.send(FromAgent::Reply(Reply::Done));
-                        link.finish();
-                    }
-                    break;
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => agent.coordinate(Event::Tick),
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-        let patience =
-            if agent.coord.ended() { args.linger } else { args.linger.max(Duration::from_secs(60)) };
-        if agent.links.is_empty() && agent.idle_since.elapsed() > patience {
-            break;
-        }
-    }
-    let _ = std::fs::remove_file("agent.sock");
-    for (_, link) in std::mem::take(&mut agent.links) {
-        link.finish();
-    }
-    drop(agent);
+    let mut agent = Agent {
+        run,
+        claim: ours.as_ref().map(|(_, number)| *number),
+        coord,
+        links: BTreeMap::new(),
+        relays: BTreeMap::new(),
+        store,
+        zero,
+        idle_since: zero,
+        restored: false.into(),
+    };
+    let over = agent.turn(args, inputs);
+    tracing::info!("no root any more: {over:?}");
+    drop(port);
+    agent.end(&over);
     let _ = storing.join();
-    tracing::info!("ended");
-    Ok(())
+    if let Some((roots, number)) = ours
+        && over != Over::Superseded
+    {
+        // Of a run directory that has been removed, nobody looks for the root.
+        let _ = roots.end(number);
+    }
+    Ok(over)
 }
 
 impl Agent<'_> {
+    fn turn(&mut self, args: &Args, inputs: &Receiver<Input>) -> Over {
+        loop {
+            let now = self.now();
+            let mut wait = Duration::from_secs(1);
+            if let Some(tick) = self.coord.next_tick() {
+                wait = wait.min(Duration::from_nanos(tick.saturating_sub(now)));
+            }
+            match inputs.recv_timeout(wait) {
+                Ok(input) => {
+                    if let Some(over) = self.input(input) {
+                        return over;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.coordinate(Event::Tick),
+                Err(RecvTimeoutError::Disconnected) => return Over::Idle,
+            }
+            let patience =
+                if self.coord.ended() { args.linger } else { args.linger.max(Duration::from_secs(60)) };
+            if self.links.is_empty() && self.idle_since.elapsed() > patience {
+                return Over::Idle;
+            }
+        }
+    }
+
+    /// Takes leave of everybody.
+    fn end(mut self, over: &Over) {
+        self.coordinate(Event::Shutdown);
+        if let Over::Told(asker) = over {
+            // Else they would take it for a death, and start another agent.
+            for conn in self.coord.rank_conns() {
+                self.send(conn, ToRank::Denied { reason: "the agent was told to end".into() });
+            }
+            self.reply(*asker, Reply::Done);
+        }
+        let links = std::mem::take(&mut self.links);
+        if *over == Over::Superseded {
+            drop(links);
+        } else {
+            links.into_values().for_each(Link::finish);
+            self.relays.values().for_each(|relay| drop(relay.to.send(ToRelay::End)));
+        }
+        std::mem::take(&mut self.relays).into_values().for_each(Beating::finish);
+    }
+
     fn now(&self) -> u64 {
         self.zero.elapsed().as_nanos() as u64
     }
 
-    /// Takes one input. The connection that wants the agent to end, if one does.
-    fn input(&mut self, input: Input) -> Option<Conn> {
+    /// Takes one input. Whether this role is over with it.
+    fn input(&mut self, input: Input) -> Option<Over> {
         match input {
             Input::Opened(conn, link) => {
                 self.links.insert(conn, link);
@@ -106,6 +186,22 @@ impl Agent<'_> {
                 self.idle_since = Instant::now();
                 self.coordinate(Event::Closed(conn));
             }
+            Input::Parted(conn) => {
+                self.links.remove(&conn);
+                self.idle_since = Instant::now();
+                self.coordinate(Event::Parted(conn));
+            }
+            Input::Relay(relay, out) => drop(self.relays.insert(relay, out)),
+            Input::RelayGone(relay) => {
+                if self.relays.remove(&relay).is_some() {
+                    // It may have found another root.
+                    self.order(Order::Look);
+                }
+            }
+            Input::Superseded(number) if self.claim == Some(number) => return Some(Over::Superseded),
+            // Of a time when this agent was something else.
+            Input::Superseded(_) | Input::RootGone(..) | Input::Hand(..) | Input::Drop(_) => {}
+            Input::Message(conn, _) if !self.links.contains_key(&conn) => {}
             Input::Store(event) => self.coordinate(event),
             Input::Message(conn, ToAgent::Rank(message)) => {
                 tracing::trace!("connection {conn}: {message:?}");
@@ -126,7 +222,7 @@ impl Agent<'_> {
                 Command::Status => self.reply(conn, Reply::Status(self.coord.status())),
                 Command::Outcome => self.reply(conn, Reply::Outcome(self.coord.outcome().clone())),
                 Command::Checkpoint { stop } => self.coordinate(Event::Request { token: conn, stop }),
-                Command::Shutdown => return Some(conn),
+                Command::Shutdown => return Some(Over::Told(conn)),
             },
         }
         None

@@ -10,6 +10,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::message::{JobOutcome, Measures};
 use stillpoint_coord::state::{Event, Image, seed};
+use stillpoint_net::roots::Roots;
+use stillpoint_storage::StoreError;
 use stillpoint_storage::commit::{KEEP, image_name};
 use stillpoint_storage::manifest::{Entry, Finished, Manifest, VERSION, hex};
 use stillpoint_storage::run::RunDir;
@@ -28,6 +30,8 @@ pub(crate) enum Order {
     },
     Discard(CkptId),
     Outcome(JobOutcome),
+    /// Has a later root been claimed?
+    Look,
     Restarted(Restarted),
 }
 
@@ -41,17 +45,37 @@ pub(crate) struct Restarted {
 }
 
 /// Starts the thread; it ends when the sender is dropped.
-pub(crate) fn start(run: RunDir, to: Sender<Input>) -> (Sender<Order>, JoinHandle<()>) {
+pub(crate) fn start(
+    run: RunDir,
+    claim: Option<(Roots, u32)>,
+    to: Sender<Input>,
+) -> (Sender<Order>, JoinHandle<()>) {
     let (sender, orders) = unbounded();
     let thread = std::thread::spawn(move || {
         for order in orders {
-            obey(&run, order, &to);
+            obey(&run, claim.as_ref(), order, &to);
         }
     });
     (sender, thread)
 }
 
-fn obey(run: &RunDir, order: Order, to: &Sender<Input>) {
+/// INV-4: only the newest root of the newest start commits.
+fn is_current(run: &RunDir, claim: Option<&(Roots, u32)>, incarnation: u32) -> Result<(), StoreError> {
+    let claimed = run.incarnation()?;
+    if claimed > incarnation {
+        // It has chosen its checkpoint.
+        return Err(StoreError::Superseded(format!("incarnation {claimed} was claimed")));
+    }
+    match claim.map(|(roots, mine)| roots.number().map(|n| (n, *mine))) {
+        Some(Ok((newest, mine))) if newest > mine => {
+            Err(StoreError::Superseded(format!("agent {newest} is the root")))
+        }
+        Some(Err(e)) => Err(StoreError::Superseded(format!("cannot see who is the root: {}", chain(&e)))),
+        _ => Ok(()),
+    }
+}
+
+fn obey(run: &RunDir, claim: Option<&(Roots, u32)>, order: Order, to: &Sender<Input>) {
     let answer = |event| {
         let _ = to.send(Input::Store(event));
     };
@@ -59,16 +83,16 @@ fn obey(run: &RunDir, order: Order, to: &Sender<Input>) {
         Order::Prepare => answer(Event::Prepared(run.begin().map_err(|e| chain(&e)))),
         Order::Commit { ckpt, incarnation, size, images, finished, measures } => {
             let manifest = manifest(ckpt, incarnation, size, &images, &finished, &measures);
-            // A later start may have been claimed since (INV-4): it has chosen its checkpoint.
-            let result = match run.incarnation() {
-                Ok(claimed) if claimed > incarnation => Err(format!("incarnation {claimed} was claimed")),
-                _ => run.commit(&manifest).map_err(|e| chain(&e)),
-            };
+            let result = run.commit_if(&manifest, || is_current(run, claim, incarnation));
+            let result = result.map_err(|e| chain(&e));
             let failed = result.is_err();
             if !failed {
                 note(run, &measures);
             }
             answer(Event::Committed(result));
+            if failed {
+                look(claim, to);
+            }
             let forgotten = if failed { run.discard(ckpt).map(|()| vec![]) } else { run.forget(KEEP, None) };
             if let Err(e) = forgotten {
                 tracing::warn!("forget old checkpoints: {}", chain(&e));
@@ -79,12 +103,25 @@ fn obey(run: &RunDir, order: Order, to: &Sender<Input>) {
                 tracing::warn!("discard checkpoint {ckpt}: {}", chain(&e));
             }
         }
+        Order::Look => look(claim, to),
         Order::Restarted(line) => note(run, &line),
         Order::Outcome(outcome) => {
+            if is_current(run, claim, outcome.incarnation).is_err() {
+                return look(claim, to);
+            }
             if let Err(e) = run.note_json("outcome.json", &outcome) {
                 tracing::warn!("record the outcome: {}", chain(&e));
             }
         }
+    }
+}
+
+/// Tells the loop if a later root was claimed.
+fn look(claim: Option<&(Roots, u32)>, to: &Sender<Input>) {
+    if let Some((roots, mine)) = claim
+        && roots.number().is_ok_and(|n| n > *mine)
+    {
+        let _ = to.send(Input::Superseded(*mine));
     }
 }
 

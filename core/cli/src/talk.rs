@@ -1,7 +1,11 @@
-//! A question to the job's agent and its answer, over `agent.sock`. One connection a question, so that a long one (a
-//! checkpoint) does not hold up another. Runs *next door*.
+//! A question to the job's agent and its answer. One connection a question, so that a long one (a checkpoint) does not hold up
+//! another. Runs *next door*.
+//!
+//! What a reader would get wrong: a job on several nodes has no `agent.sock` in its directory; its root agent is reached over
+//! TCP, and that this user may read the job's directory is what lets the question in.
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -9,17 +13,68 @@ use stillpoint_coord::message::{
     Command, FromAgent, JobOutcome, JobStatus, Outcome, Reply, ToAgent, WireError, read, write,
 };
 
+use stillpoint_net::dial;
+use stillpoint_net::handshake::Purpose;
+use stillpoint_net::roots::Roots;
 use stillpoint_storage::run::RunDir;
 
 use crate::error::Error;
 use crate::home::Job;
 
-fn connect(job: &Job) -> io::Result<UnixStream> {
-    RunDir::open(&job.dir).map_err(io::Error::other)?.connect()
+/// One of the two ways to the agent that coordinates the job.
+enum Line {
+    Here(UnixStream),
+    There(TcpStream),
+}
+
+impl Line {
+    fn limit(&self, limit: Option<Duration>) -> io::Result<()> {
+        match self {
+            Line::Here(s) => s.set_read_timeout(limit).and_then(|()| s.set_write_timeout(limit)),
+            Line::There(s) => {
+                // A node that has vanished does not say so, and a checkpoint may take long.
+                rustix::net::sockopt::set_tcp_keepidle(s, Duration::from_secs(5))?;
+                rustix::net::sockopt::set_tcp_keepintvl(s, Duration::from_secs(5))?;
+                rustix::net::sockopt::set_tcp_keepcnt(s, 4)?;
+                rustix::net::sockopt::set_socket_keepalive(s, true)?;
+                s.set_read_timeout(limit).and_then(|()| s.set_write_timeout(limit))
+            }
+        }
+    }
+}
+
+impl Read for Line {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Line::Here(s) => s.read(bytes),
+            Line::There(s) => s.read(bytes),
+        }
+    }
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Line::Here(s) => s.write(bytes),
+            Line::There(s) => s.write(bytes),
+        }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn connect(job: &Job) -> io::Result<Line> {
+    let run = RunDir::open(&job.dir).map_err(io::Error::other)?;
+    match run.connect() {
+        Ok(s) => Ok(Line::Here(s)),
+        Err(e) if !job.path("roots").is_dir() => Err(e),
+        Err(_) => dial::newest(&Roots::of(&run), Purpose::Command).map(Line::There).map_err(io::Error::other),
+    }
 }
 
 /// Connects, and gives the agent of a job that has just been started time to come.
-fn connect_in(job: &Job, patience: Duration) -> Result<UnixStream, Error> {
+fn connect_in(job: &Job, patience: Duration) -> Result<Line, Error> {
     let until = Instant::now() + patience;
     loop {
         match connect(job) {
@@ -51,8 +106,7 @@ fn broken(job: &Job, e: WireError) -> Error {
 fn ask(job: &Job, command: Command, limit: Option<Duration>) -> Result<Reply, Error> {
     let patience = if limit.is_none() { Duration::from_secs(3) } else { Duration::ZERO };
     let mut s = connect_in(job, patience)?;
-    let timeouts = s.set_read_timeout(limit).and_then(|()| s.set_write_timeout(limit));
-    timeouts.map_err(Error::io("use", &job.path("agent.sock")))?;
+    s.limit(limit).map_err(Error::io("use", &job.path("agent.sock")))?;
     write(&mut s, &ToAgent::Command(command)).map_err(|e| broken(job, e))?;
     match read(&mut s).map_err(|e| broken(job, e))? {
         FromAgent::Reply(r) => Ok(r),

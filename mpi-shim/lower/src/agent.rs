@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
@@ -19,15 +19,17 @@ use stillpoint_sys::sys;
 
 /// Connects to the agent of the run directory; starts one if none answers. Ranks that have lost one at the same moment (`again`)
 /// do so one after the other.
-pub(crate) fn connect(run: &Path, again: bool) -> io::Result<UnixStream> {
+pub(crate) fn connect(run: &Path, local: &Path, again: bool) -> io::Result<UnixStream> {
+    // The agent looks whether it can be trusted.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(local)?;
     // A socket's path may have 107 bytes, ours more.
-    let dir = std::fs::File::open(run)?;
+    let dir = std::fs::File::open(local)?;
     let name = format!("/proc/thread-self/fd/{}/agent.sock", dir.as_raw_fd());
     let first = if again { 1 + turn() * TURN } else { 0 };
     for tries in 0..500 {
         match UnixStream::connect(&name) {
             Ok(stream) => return Ok(stream),
-            Err(_) if tries >= first && (tries - first) % 100 == 0 => start_agent(run),
+            Err(_) if tries >= first && (tries - first) % 100 == 0 => start_agent(run, local),
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
         if crate::line::is_leaving() {
@@ -53,7 +55,7 @@ pub(crate) static STARTING: Mutex<()> = Mutex::new(());
 /// Starts an agent for this node; one that finds another at work ends at once.
 ///
 /// By hand, as a child without an exit signal: the application may call wait(2) for any child, and must not find this one.
-fn start_agent(run: &Path) {
+fn start_agent(run: &Path, local: &Path) {
     let Ok(_starting) = STARTING.lock() else { return };
     if crate::line::is_leaving() {
         return;
@@ -61,13 +63,13 @@ fn start_agent(run: &Path) {
     let Ok(exe) = crate::launch::part("stillpoint-agent") else { return };
     let text = |p: &Path| CString::new(p.as_os_str().as_bytes()).unwrap_or_default();
     let (exe, run_dir) = (text(&exe), text(run));
-    let args = [exe.as_ptr(), c"--run".as_ptr(), run_dir.as_ptr()];
-    let args: Vec<_> = args.into_iter().chain([std::ptr::null()]).collect();
+    // STILLPOINT_LOCAL is in the environment, if it is to be somewhere else.
+    let args = [exe.as_ptr(), c"--run".as_ptr(), run_dir.as_ptr(), std::ptr::null()];
     let envs: Vec<_> = crate::launch::settings(|_| true).collect();
     let envs: Vec<_> = envs.iter().map(|e| e.as_ptr()).chain([std::ptr::null()]).collect();
     let open =
         |p: &Path| std::fs::OpenOptions::new().read(true).create(true).append(true).mode(0o600).open(p);
-    let (Ok(null), Ok(log)) = (open(Path::new("/dev/null")), open(&run.join("agent.log"))) else { return };
+    let (Ok(null), Ok(log)) = (open(Path::new("/dev/null")), open(&local.join("agent.log"))) else { return };
     let (null, log) = (null.as_raw_fd(), log.as_raw_fd());
     let none = 0u64;
     const SETSID: usize = 112;

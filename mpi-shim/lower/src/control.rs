@@ -58,7 +58,10 @@ pub(crate) fn start(restored: bool) -> std::io::Result<()> {
     if let Some(run) = std::env::var_os("STILLPOINT_RUN") {
         let incarnation =
             std::env::var("STILLPOINT_INCARNATION").ok().and_then(|v| v.parse().ok()).unwrap_or(0);
-        let link = Link { run: PathBuf::from(run), incarnation, restored, streams };
+        let run = PathBuf::from(run);
+        let local = std::env::var_os("STILLPOINT_LOCAL").filter(|l| !l.is_empty());
+        let local = local.map_or_else(|| run.clone(), PathBuf::from);
+        let link = Link { run, local, incarnation, restored, streams };
         let (tx, rx) = std::sync::mpsc::channel();
         // What the application asks for before the line stands waits in the channel.
         crate::mail::open(&tx);

@@ -143,12 +143,12 @@ pub(crate) fn stayed() {
 }
 
 /// The thread's life: one line after the other, until the agent refuses, the process ends, or none was ever to be had.
-pub(crate) fn keep(run: &Path, to: &Sender<Event>) {
+pub(crate) fn keep(run: &Path, local: &Path, to: &Sender<Event>) {
     gather::go_apart_bare();
     let mut met = false;
     let mut wait = Duration::from_millis(500);
     while !is_leaving() && !is_denied() {
-        match agent::connect(run, met) {
+        match agent::connect(run, local, met) {
             Ok(stream) => {
                 met = true;
                 wait = Duration::from_millis(500);

@@ -40,6 +40,8 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) run: PathBuf,
+    /// Where this node's agent listens.
+    pub(crate) local: PathBuf,
     pub(crate) incarnation: u32,
     pub(crate) restored: bool,
     pub(crate) streams: Streams,
@@ -74,9 +76,9 @@ impl Link {
         unsafe { sys!(nr::MEMBARRIER, 16, 0, 0) };
         let mut work = Work::default();
         let mut client = Client::new(Rank(half().rank.load(Relaxed)));
-        let (run, to) = (self.run.clone(), tx.clone());
+        let (run, local, to) = (self.run.clone(), self.local.clone(), tx.clone());
         let kept = std::thread::Builder::new().name("stillpoint-line".into()).stack_size(512 << 10);
-        let over = match kept.spawn(move || line::keep(&run, &to)) {
+        let over = match kept.spawn(move || line::keep(&run, &local, &to)) {
             Ok(_) => self.turn(&mut client, &mut work, &rx, tx),
             Err(e) => Some(e),
         };

@@ -1,0 +1,193 @@
+//! Who is the root: the claimed files under `RUN/roots/`. Runs *next door*.
+//!
+//! What a reader would get wrong: numbers never return, so a file is never removed while its number is the highest; and a
+//! network file system shows an old list of a directory for a while, unless the one who looks has just changed it. So each
+//! look makes and removes a file first.
+
+use crate::{NetError, Result};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use stillpoint_storage::run::RunDir;
+
+/// Roots whose files are kept.
+const KEEP: u32 = 8;
+
+/// What is needed to reach a root, and to prove that one may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Name of its node.
+    pub host: String,
+    /// Which start of which machine: on the same one, loopback reaches it.
+    pub boot: String,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Its port.
+    pub port: u16,
+    /// 32 random bytes, hexadecimal.
+    pub token: String,
+    /// Its process, for people.
+    pub pid: u32,
+}
+
+/// The newest claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its number.
+    pub number: u32,
+    /// It ended in order.
+    pub ended: bool,
+    /// Who claimed it; none if its file cannot be read.
+    pub root: Option<Root>,
+}
+
+fn at(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> NetError {
+    move |source| NetError::File { what, path: path.into(), source }
+}
+
+fn folder(run: &RunDir) -> PathBuf {
+    run.path().join("roots")
+}
+
+/// The files of one run.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    run: RunDir,
+}
+
+impl Roots {
+    /// Of this run.
+    pub fn of(run: &RunDir) -> Roots {
+        Roots { run: run.clone() }
+    }
+
+    /// The highest number, 0 if there is none; as it is now, also on a network file system.
+    pub fn number(&self) -> Result<u32> {
+        let dir = folder(&self.run);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at("make", &dir))?;
+        let look = dir.join(format!(".look.{}.{}", host(), std::process::id()));
+        let new = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&look);
+        drop(new.map_err(at("make", &look))?);
+        std::fs::remove_file(&look).map_err(at("remove", &look))?;
+        self.seen()
+    }
+
+    /// The highest number as this node sees it.
+    fn seen(&self) -> Result<u32> {
+        let dir = folder(&self.run);
+        let names = match std::fs::read_dir(&dir) {
+            Ok(names) => names,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+            Err(e) => return Err(at("list", &dir)(e)),
+        };
+        let number = |e: std::fs::DirEntry| e.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
+        Ok(names.flatten().filter_map(number).max().unwrap_or(0))
+    }
+
+    /// The newest claim, for one who only wants to talk to it.
+    pub fn newest(&self) -> Result<Option<Claimed>> {
+        self.claimed(self.seen()?)
+    }
+
+    /// The newest claim, for one who may claim the next.
+    pub fn newest_now(&self) -> Result<Option<Claimed>> {
+        self.claimed(self.number()?)
+    }
+
+    fn claimed(&self, number: u32) -> Result<Option<Claimed>> {
+        if number == 0 {
+            return Ok(None);
+        }
+        let root = self.run.read_json(&format!("roots/{number:06}.json")).ok();
+        Ok(Some(Claimed { number, ended: self.ended_path(number).exists(), root }))
+    }
+
+    fn ended_path(&self, number: u32) -> PathBuf {
+        folder(&self.run).join(format!("{number:06}.ended"))
+    }
+
+    /// Claims `number`; false: another was faster.
+    pub fn claim(&self, number: u32, root: &Root) -> Result<bool> {
+        let dir = folder(&self.run);
+        let path = dir.join(format!("{number:06}.json"));
+        let draft = dir.join(format!(".draft.{}.{}", root.host, root.pid));
+        let _ = std::fs::remove_file(&draft);
+        let text = serde_json::to_vec_pretty(root).map_err(|e| at("write", &draft)(e.into()))?;
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
+        let mut file = file.map_err(at("make", &draft))?;
+        file.write_all(&text).and_then(|()| file.sync_all()).map_err(at("write", &draft))?;
+        let linked = std::fs::hard_link(&draft, &path);
+        // The answer of a network file system may be lost: what counts is whether the link is there (open(2), O_EXCL).
+        let ours = file.metadata().is_ok_and(|m| m.nlink() == 2);
+        let _ = std::fs::remove_file(&draft);
+        match linked {
+            _ if ours => {
+                File::open(&dir).and_then(|d| d.sync_all()).map_err(at("make durable", &dir))?;
+                self.forget(number);
+                Ok(true)
+            }
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(at("claim", &path)(e)),
+        }
+    }
+
+    /// Notes that root `number` ended in order.
+    pub fn end(&self, number: u32) -> Result<()> {
+        let path = self.ended_path(number);
+        File::create(&path).map(drop).map_err(at("make", &path))
+    }
+
+    /// Removes the files of roots long gone.
+    fn forget(&self, number: u32) {
+        for old in (number.saturating_sub(4 * KEEP)..number.saturating_sub(KEEP)).filter(|n| *n > 0) {
+            let _ = std::fs::remove_file(folder(&self.run).join(format!("{old:06}.json")));
+            let _ = std::fs::remove_file(self.ended_path(old));
+        }
+    }
+}
+
+/// Name of this node.
+pub fn host() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let fit = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let name: String = name.chars().filter(|c| fit(*c)).collect();
+    if name.is_empty() { "node".into() } else { name }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn root(token: &str) -> Root {
+        Root {
+            host: host(),
+            boot: crate::dial::boot(),
+            addresses: vec![],
+            port: 1,
+            token: token.into(),
+            pid: std::process::id(),
+        }
+    }
+
+    #[test]
+    fn a_number_is_claimed_once_and_whole() {
+        let path = std::env::temp_dir().join(format!("stillpoint-roots-{}", std::process::id()));
+        let roots = Roots::of(&RunDir::create(&path).unwrap());
+        assert_eq!((roots.number().unwrap(), roots.newest().unwrap()), (0, None));
+        assert!(roots.claim(1, &root("a")).unwrap());
+        assert!(!roots.claim(1, &root("b")).unwrap());
+        let newest = roots.newest_now().unwrap().unwrap();
+        assert_eq!((newest.number, newest.ended, newest.root.unwrap().token), (1, false, "a".to_owned()));
+        roots.end(1).unwrap();
+        assert!(roots.newest().unwrap().unwrap().ended);
+        for n in 2..40 {
+            assert!(roots.claim(n, &root("c")).unwrap());
+        }
+        assert_eq!(roots.number().unwrap(), 39);
+        assert!(std::fs::read_dir(path.join("roots")).unwrap().count() <= 2 * KEEP as usize);
+        std::fs::remove_dir_all(&path).unwrap();
+    }
+}
