@@ -131,9 +131,22 @@ pub(crate) fn find(job: &Job, id: Option<u64>) -> Result<Checkpoint, Error> {
 
 /// The newest checkpoint whose every byte is right. `skipped` is told of each that is not.
 pub(crate) fn newest_sound(job: &Job, skipped: &mut impl FnMut(u64, &str)) -> Result<Checkpoint, Error> {
+    newest_sound_but(job, &[], skipped)
+}
+
+/// The newest sound one that is none of these.
+pub(crate) fn newest_sound_but(
+    job: &Job,
+    but: &[u64],
+    skipped: &mut impl FnMut(u64, &str),
+) -> Result<Checkpoint, Error> {
     let run = RunDir::open(&job.dir)?;
-    let mut ids: Vec<CkptId> =
-        run.scan()?.into_iter().filter(|(_, partial)| !partial).map(|(id, _)| id).collect();
+    let mut ids: Vec<CkptId> = run
+        .scan()?
+        .into_iter()
+        .filter(|(id, partial)| !partial && !but.contains(&id.0))
+        .map(|(id, _)| id)
+        .collect();
     ids.sort_unstable();
     if ids.is_empty() {
         return Err(Error::NoCheckpoint(job.name.clone(), String::new()));

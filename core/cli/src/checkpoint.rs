@@ -29,7 +29,7 @@ fn is_early(reason: &str) -> bool {
     .any(|end| reason.ends_with(end))
 }
 
-fn ask(job: &Job, stop: bool) -> Result<Outcome, Error> {
+pub(crate) fn ask(job: &Job, stop: bool) -> Result<Outcome, Error> {
     let until = Instant::now() + BEGINNING;
     loop {
         let result = talk::checkpoint(job, stop)?;

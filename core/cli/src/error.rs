@@ -75,6 +75,16 @@ pub(crate) enum Error {
          say), set OMPI_ALLOW_RUN_AS_ROOT=1 and OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
     )]
     Root,
+    #[error("Slurm: {0}")]
+    Slurm(String),
+    #[error("Slurm knows no job {0}")]
+    NoSlurmJob(String),
+    #[error("{0}: command not found in PATH; it is a command of Slurm's")]
+    NoSlurm(String),
+    #[error("{} is not a directory that only you can enter; remove it, or let the site name another with local=", .0.display())]
+    Untrusted(PathBuf),
+    #[error("{0} is not set: stillpoint-task is started by Slurm with the plugin of Stillpoint, not by hand")]
+    NoTask(&'static str),
     #[error("{0}={1:?} is not a number")]
     RankVar(&'static str, String),
 }

@@ -76,7 +76,31 @@ fn may_run(name: &OsStr) -> Result<(), Error> {
 
 /// Becomes `stillpoint-rank`; returns only when that fails.
 pub(crate) fn exec(command: &[OsString]) -> Error {
-    match prepare(command) {
+    become_rank(prepare(command, std::env::var_os("STILLPOINT_RESTART")))
+}
+
+/// The same with some variables set, or taken out, first.
+pub(crate) fn exec_in(command: &[OsString], environment: &[(&'static str, Option<OsString>)]) -> Error {
+    let restart = environment.iter().find(|(n, _)| *n == "STILLPOINT_RESTART").and_then(|(_, v)| v.clone());
+    become_rank(prepare(command, restart).map(|mut c| {
+        for (name, value) in environment {
+            match value {
+                // Taken out already: what the application runs later is a start.
+                Some(_) if *name == "STILLPOINT_RESTART" => {}
+                Some(v) => {
+                    c.env(name, v);
+                }
+                None => {
+                    c.env_remove(name);
+                }
+            }
+        }
+        c
+    }))
+}
+
+fn become_rank(prepared: Result<Command, Error>) -> Error {
+    match prepared {
         Ok(mut c) => {
             let source = c.exec();
             Error::Start { what: c.get_program().to_string_lossy().into_owned(), source }
@@ -85,14 +109,13 @@ pub(crate) fn exec(command: &[OsString]) -> Error {
     }
 }
 
-fn prepare(command: &[OsString]) -> Result<Command, Error> {
+fn prepare(command: &[OsString], restart: Option<OsString>) -> Result<Command, Error> {
     let mut c = Command::new(piece("stillpoint-rank")?);
     // What the user wants preloaded is for the application, not for the program that brings it in.
     if let Some(v) = std::env::var_os("LD_PRELOAD") {
         c.env_remove("LD_PRELOAD").env("STILLPOINT_USER_PRELOAD", v);
     }
-    let restart = std::env::var_os("STILLPOINT_RESTART").filter(|v| !v.is_empty());
-    if let Some(dir) = restart {
+    if let Some(dir) = restart.filter(|v| !v.is_empty()) {
         let rank = rank(|n| std::env::var(n).ok())?;
         c.arg("--restart").arg(catalog::image_of(Path::new(&dir), rank)?);
         // What the application runs with execve later is a start, not a restart.

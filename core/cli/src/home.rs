@@ -43,6 +43,12 @@ pub(crate) struct Description {
     /// Seconds.
     pub(crate) interval: Option<f64>,
     pub(crate) restarts: u32,
+    /// Started by srun under Slurm's care; `argv` is srun's whole command line.
+    #[serde(default)]
+    pub(crate) slurm: bool,
+    /// How many checkpoints are kept.
+    #[serde(default)]
+    pub(crate) keep: Option<u32>,
 }
 
 impl Description {
@@ -68,7 +74,7 @@ pub(crate) struct Job {
 #[derive(Debug)]
 pub(crate) struct Lock(#[allow(dead_code, reason = "held for its drop")] File);
 
-fn private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(path)
 }
 
@@ -84,17 +90,32 @@ pub(crate) fn private_file(path: &Path, fresh: bool) -> io::Result<File> {
     o.open(path)
 }
 
+/// The default home, from the user's.
+pub(crate) const BELOW_HOME: &str = ".local/state/stillpoint";
+
+fn path_in(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
 impl Home {
     /// The directory given, or STILLPOINT_DIR, or the default.
     pub(crate) fn find(given: Option<PathBuf>) -> Result<Home, Error> {
-        let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let dir = given
-            .or_else(|| var("STILLPOINT_DIR"))
-            .or_else(|| var("XDG_STATE_HOME").filter(|p| p.is_absolute()).map(|p| p.join("stillpoint")))
-            .or_else(|| var("HOME").map(|h| h.join(".local/state/stillpoint")))
-            .ok_or(Error::NoHome)?;
+        match given.or_else(|| path_in("STILLPOINT_DIR")) {
+            Some(dir) => Home::at(&dir),
+            None => Home::usual(),
+        }
+    }
+
+    /// The default, where it is looked for by who knows only the user.
+    pub(crate) fn usual() -> Result<Home, Error> {
+        let state = path_in("XDG_STATE_HOME").filter(|p| p.is_absolute()).map(|p| p.join("stillpoint"));
+        let dir = state.or_else(|| path_in("HOME").map(|h| h.join(BELOW_HOME))).ok_or(Error::NoHome)?;
+        Home::at(&dir)
+    }
+
+    fn at(dir: &Path) -> Result<Home, Error> {
         // The ranks may change their working directory, so the path must not depend on ours.
-        let dir = std::path::absolute(&dir).map_err(Error::io("resolve", &dir))?;
+        let dir = std::path::absolute(dir).map_err(Error::io("resolve", dir))?;
         Ok(Home(dir))
     }
 

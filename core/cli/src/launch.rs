@@ -15,12 +15,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::SIGINT;
 use stillpoint_coord::message::JobOutcome;
 
 use crate::error::Error;
 use crate::exec::which;
 use crate::home::{Description, Job, private_file};
+use crate::signals::{ENDING, Heard};
 use crate::talk;
 
 /// How one start ended.
@@ -192,64 +193,51 @@ impl Start<'_> {
     }
 
     /// Starts the ranks, waits, and judges.
-    pub(crate) fn run(&self) -> Result<Verdict, Error> {
-        let mut c = self.command()?;
-        let signal = Arc::new(AtomicUsize::new(0));
-        let handlers: Vec<_> = [SIGINT, SIGTERM, SIGHUP]
-            .into_iter()
-            .filter_map(|s| signal_hook::flag::register_usize(s, Arc::clone(&signal), s as usize).ok())
-            .collect();
-        let what = c.get_program().to_string_lossy().into_owned();
-        let mut child = c.spawn().map_err(|source| Error::Start { what, source })?;
-        let status = self.wait(&mut child, &signal);
-        handlers.into_iter().for_each(|h| {
-            signal_hook::low_level::unregister(h);
-        });
-        let status = code(status?);
+    pub(crate) fn run(&self, heard: &mut Heard) -> Result<Verdict, Error> {
+        let command = self.command()?;
+        let patience = Duration::from_secs(10);
+        let watch = Watch { job: self.job, incarnation: self.incarnation, patience };
+        let is_lost = &mut || talk::outcome(self.job).is_ok_and(|o| o.restart);
+        let seen = watch.run(command, heard, is_lost, &mut || {})?;
+        let ended = heard.last_of(&ENDING).and_then(|s| u8::try_from(s).ok());
+        Ok(judge(seen.outcome.as_ref(), seen.status, ended))
+    }
+}
+
+/// What was seen of one start.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// What the agent knows, if it knew this start.
+    pub(crate) outcome: Option<JobOutcome>,
+    /// Exit status of the launcher.
+    pub(crate) status: u8,
+}
+
+/// One start, whatever the launcher.
+#[derive(Debug)]
+pub(crate) struct Watch<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) incarnation: u32,
+    /// How long a launcher may wait on although a rank is lost.
+    pub(crate) patience: Duration,
+}
+
+impl Watch<'_> {
+    /// Starts the launcher and waits for its end. `is_lost` says each second whether a rank is known to be lost, in which case
+    /// a launcher that waits on is ended; `last_resort` is called when it has not obeyed.
+    pub(crate) fn run(
+        &self,
+        mut command: Command,
+        heard: &mut Heard,
+        is_lost: &mut dyn FnMut() -> bool,
+        last_resort: &mut dyn FnMut(),
+    ) -> Result<Seen, Error> {
+        let what = command.get_program().to_string_lossy().into_owned();
+        let mut child = command.spawn().map_err(|source| Error::Start { what, source })?;
+        let status = code(wait(&mut child, self.patience, heard, is_lost, last_resort)?);
         let outcome = self.outcome();
         talk::shutdown(self.job);
-        let signal = u8::try_from(signal.load(Ordering::Relaxed)).ok().filter(|s| *s != 0);
-        Ok(judge(outcome.as_ref(), status, signal))
-    }
-
-    /// Waits for the launcher; hands on signals; ends a launcher that waits on although a rank is lost.
-    fn wait(&self, child: &mut Child, signal: &AtomicUsize) -> Result<ExitStatus, Error> {
-        const LOOK: Duration = Duration::from_secs(1);
-        const PATIENCE: Duration = Duration::from_secs(10);
-        let pid = Pid::from_child(child);
-        let mut handed_on = 0;
-        let mut next_look = Instant::now() + LOOK;
-        let mut lost_since: Option<Instant> = None;
-        loop {
-            if let Some(s) = child.try_wait().map_err(Error::io("wait for", Path::new("the launcher")))? {
-                return Ok(s);
-            }
-            let s = signal.load(Ordering::Relaxed);
-            if s != handed_on {
-                handed_on = s;
-                // A ^C at the terminal has reached the whole foreground group already.
-                if !(s == SIGINT as usize && in_foreground()) {
-                    let s = match s as i32 {
-                        SIGINT => Signal::INT,
-                        SIGHUP => Signal::HUP,
-                        _ => Signal::TERM,
-                    };
-                    let _ = kill_process(pid, s);
-                }
-            }
-            if Instant::now() >= next_look {
-                next_look = Instant::now() + LOOK;
-                match lost_since {
-                    None if talk::outcome(self.job).is_ok_and(|o| o.restart) => {
-                        lost_since = Some(Instant::now())
-                    }
-                    Some(t) if t.elapsed() > 2 * PATIENCE => drop(kill_process(pid, Signal::KILL)),
-                    Some(t) if t.elapsed() > PATIENCE => drop(kill_process(pid, Signal::TERM)),
-                    _ => {}
-                }
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        Ok(Seen { outcome, status })
     }
 
     /// What the agent knows, once it has noticed that all ranks are gone; from its file if it is gone itself.
@@ -264,9 +252,54 @@ impl Start<'_> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let file = std::fs::read(self.job.path("outcome.json")).ok();
-        let from_file: Option<JobOutcome> = file.and_then(|t| serde_json::from_slice(&t).ok());
-        from_file.or(last).filter(|o| o.incarnation == self.incarnation)
+        self.outcome_file().or(last).filter(|o| o.incarnation == self.incarnation)
+    }
+
+    /// What the agent has written down of this start, and when; no question to it.
+    pub(crate) fn outcome_file(&self) -> Option<JobOutcome> {
+        let file = std::fs::read(self.job.path("outcome.json")).ok()?;
+        let o: JobOutcome = serde_json::from_slice(&file).ok()?;
+        (o.incarnation == self.incarnation).then_some(o)
+    }
+}
+
+/// Waits for the launcher; hands on signals; ends a launcher that waits on although a rank is lost.
+fn wait(
+    child: &mut Child,
+    patience: Duration,
+    heard: &mut Heard,
+    is_lost: &mut dyn FnMut() -> bool,
+    last_resort: &mut dyn FnMut(),
+) -> Result<ExitStatus, Error> {
+    const LOOK: Duration = Duration::from_secs(1);
+    let pid = Pid::from_child(child);
+    let mut next_look = Instant::now() + LOOK;
+    let mut lost_since: Option<Instant> = None;
+    loop {
+        if let Some(s) = child.try_wait().map_err(Error::io("wait for", Path::new("the launcher")))? {
+            return Ok(s);
+        }
+        if let Some(s) = heard.next(next_look.saturating_duration_since(Instant::now())) {
+            // A ^C at the terminal has reached the whole foreground group already.
+            if !(s == SIGINT && in_foreground()) {
+                if let Some(s) = Signal::from_named_raw(s) {
+                    let _ = kill_process(pid, s);
+                }
+            }
+            continue;
+        }
+        if Instant::now() >= next_look {
+            next_look = Instant::now() + LOOK;
+            match lost_since {
+                None if is_lost() => lost_since = Some(Instant::now()),
+                Some(t) if t.elapsed() > 2 * patience => {
+                    last_resort();
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                Some(t) if t.elapsed() > patience => drop(kill_process(pid, Signal::TERM)),
+                _ => {}
+            }
+        }
     }
 }
 

@@ -21,7 +21,7 @@ fn size(n: u64) -> String {
 }
 
 /// How long ago a time in seconds since 1970 was.
-fn age(time: u64) -> String {
+pub(crate) fn age(time: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     match now.saturating_sub(time) {
         s @ ..=119 => format!("{s} s"),

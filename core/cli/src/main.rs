@@ -1,8 +1,9 @@
 //! The command line `stillpoint`: the argument tree, and the only place that prints an error with its causes.
 //!
 //! One file a verb: [`run`] and [`restart`], [`exec`], [`checkpoint`], [`list`] (ls, status), [`inspect`] (inspect,
-//! verify), [`doctor`]. What a reader would get wrong: standard output belongs to the application in `run`, `restart`
-//! and `exec`; what Stillpoint has to say goes to standard error there. Runs *next door*.
+//! verify), [`doctor`], [`slurm`]. What a reader would get wrong: standard output belongs to the application in `run`,
+//! `restart` and `exec`; what Stillpoint has to say goes to standard error there. And under another name (argv[0]) this program
+//! is another one: `stillpoint-task`, `scontrol`, `scancel`. Runs *next door*.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line is for")]
 
@@ -17,10 +18,12 @@ mod launch;
 mod list;
 mod restart;
 mod run;
+mod signals;
+mod slurm;
 mod talk;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -104,6 +107,24 @@ enum Verb {
     },
     /// Say whether this machine has what Stillpoint needs.
     Doctor,
+    /// Slurm's scontrol with `scontrol checkpoint`.
+    #[command(disable_help_flag = true)]
+    Scontrol {
+        /// As for scontrol.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// What an srun with --ckpt-… options runs.
+    #[command(hide = true)]
+    SlurmStep(slurm::step::StepArgs),
+    /// Becomes srun, bound to the life of its parent.
+    #[command(hide = true)]
+    SlurmChild {
+        #[arg(long)]
+        parent: i32,
+        #[arg(last = true, required = true)]
+        command: Vec<OsString>,
+    },
 }
 
 /// Arguments of `run`.
@@ -128,13 +149,17 @@ struct RunArgs {
 
 fn go(cli: Cli) -> Result<u8, Error> {
     let json = cli.json;
-    if let Verb::Exec { command } = &cli.verb {
-        return Err(exec::exec(command));
+    match &cli.verb {
+        Verb::Exec { command } => return Err(exec::exec(command)),
+        Verb::SlurmChild { parent, command } => return Err(slurm::step::child(*parent, command)),
+        _ => {}
     }
     let home = home::Home::find(cli.dir)?;
     match cli.verb {
         Verb::Run(args) => run::run(&home, args, json),
-        Verb::Exec { command } => Err(exec::exec(&command)),
+        Verb::Exec { command } | Verb::SlurmChild { command, .. } => Err(exec::exec(&command)),
+        Verb::Scontrol { args } => Ok(slurm::scontrol::scontrol("scontrol".as_ref(), &args)),
+        Verb::SlurmStep(args) => slurm::step::slurm_step(&home, args, json),
         Verb::Checkpoint { job, stop } => checkpoint::checkpoint(&home, &job, stop, json),
         Verb::Restart { job, ranks, restarts, interval, launcher } => {
             let change = restart::Change { ranks, restarts, interval, launcher };
@@ -149,6 +174,17 @@ fn go(cli: Cli) -> Result<u8, Error> {
 }
 
 fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let rest = words.get(1..).unwrap_or_default();
+    let name = words.first().map(Path::new).and_then(Path::file_name).and_then(|n| n.to_str());
+    match (name, rest.first().and_then(|w| w.to_str())) {
+        (Some(slurm::task::NAME), _) => return slurm::task::main(rest),
+        (Some("scontrol"), _) => return slurm::scontrol::scontrol(&words[0], rest).into(),
+        (Some("scancel"), _) => return slurm::scontrol::scancel(&words[0], rest).into(),
+        // Every word behind it is scontrol's, also those that we would understand.
+        (_, Some("scontrol")) => return slurm::scontrol::scontrol("scontrol".as_ref(), &rest[1..]).into(),
+        _ => {}
+    }
     let cli = Cli::parse();
     let json = cli.json;
     match go(cli) {

@@ -1,10 +1,13 @@
 //! `restart`: starts a job again from a checkpoint, with the options it was run with unless others are given. A
 //! checkpoint that was named is used or refused; without a name, the newest sound one is taken. Runs *next door*.
 
+use std::ffi::OsStr;
+
 use crate::catalog;
 use crate::error::Error;
 use crate::home::{Home, split};
 use crate::run::{drive, say, seconds};
+use crate::slurm::{job, step};
 
 /// What differs from the first run.
 #[derive(Debug)]
@@ -39,10 +42,14 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
         }
     };
     let have = from.manifest.size;
-    let want = change.ranks.or(what.ranks).unwrap_or(1);
+    let want = change.ranks.or(what.ranks).unwrap_or(if what.slurm { have } else { 1 });
     if want != have {
         return Err(Error::Ranks { ckpt: from.id, have, want });
     }
     say(json, "restart", &job, &format!("restart of job {} from checkpoint {}", job.name, from.id));
+    if what.slurm {
+        let srun = job::real(OsStr::new("srun")).ok_or_else(|| Error::NoSlurm("srun".into()))?;
+        return step::again(&job, &what, from, &srun, json);
+    }
     drive(&job, &what, Some(from), json)
 }

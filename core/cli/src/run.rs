@@ -11,6 +11,7 @@ use crate::catalog::{self, Checkpoint};
 use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job, bytes};
 use crate::launch::{Start, Verdict, spool_stdin};
+use crate::signals::Heard;
 
 /// Seconds, from `30`, `30s`, `500ms`, `10m`, `1h`.
 pub(crate) fn seconds(text: &str) -> Result<f64, Error> {
@@ -64,6 +65,8 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
         launch_with: args.launcher,
         interval: args.interval.as_deref().map(seconds).transpose()?,
         restarts: args.restarts,
+        slurm: false,
+        keep: None,
     };
     let job = home.create(&what)?;
     let _lock = job.lock()?;
@@ -78,6 +81,16 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
     result
 }
 
+/// Names the ranks that were lost.
+pub(crate) fn ranks_text(lost: &[u32]) -> String {
+    let ranks: Vec<String> = lost.iter().map(u32::to_string).collect();
+    match ranks.as_slice() {
+        [] => "a rank".to_owned(),
+        [one] => format!("rank {one}"),
+        many => format!("ranks {}", many.join(", ")),
+    }
+}
+
 /// Starts the job, again and again if need be, until it ends by itself.
 pub(crate) fn drive(
     job: &Job,
@@ -86,11 +99,12 @@ pub(crate) fn drive(
     json: bool,
 ) -> Result<u8, Error> {
     let mut left = what.restarts;
+    let mut heard = Heard::new()?;
     loop {
         // The first start is 0 and needs no claim.
         let incarnation = if from.is_some() { RunDir::open(&job.dir)?.claim_incarnation()? } else { 0 };
         let dir = from.as_ref().map(|c| c.dir.as_path());
-        let verdict = Start { job, what, incarnation, from: dir }.run()?;
+        let verdict = Start { job, what, incarnation, from: dir }.run(&mut heard)?;
         let (lost, status) = match verdict {
             Verdict::Ended(status) => return Ok(status),
             Verdict::Stopped(ckpt) => {
@@ -114,12 +128,7 @@ pub(crate) fn drive(
             }
             Verdict::Lost(lost, status) => (lost, status),
         };
-        let ranks: Vec<String> = lost.iter().map(u32::to_string).collect();
-        let ranks = match ranks.as_slice() {
-            [] => "a rank".to_owned(),
-            [one] => format!("rank {one}"),
-            many => format!("ranks {}", many.join(", ")),
-        };
+        let ranks = ranks_text(&lost);
         if left == 0 {
             say(json, "lost", job, &format!("{ranks} lost; no restart left"));
             return Ok(status);

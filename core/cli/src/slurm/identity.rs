@@ -1,0 +1,331 @@
+//! Which run a step belongs to: the index of runs by job, in the user's default home.
+//!
+//! ```text
+//!  <default home>/slurm/lab.5/             cluster and job; of an array lab.100_3
+//!      life-0                              when this life of the job began, as Slurm tells
+//!      0123456789abcdef.0/run              path of the run directory
+//!                        /claim-0          in life 0 of the job (SLURM_RESTART_COUNT) a step took this one
+//!                        /output           where its standard output goes, to tell twins apart
+//!      step-2                              which run step 2 is (written by its task 0), for `scontrol checkpoint`
+//! ```
+//!
+//! The 16 digits are a hash of directory and command line; the number behind them counts steps that have the same. A requeued
+//! job runs its script once more: the first step with this hash is the first one of the life before, and so on.
+//!
+//! What a reader would get wrong: a script whose second life leaves out a step that looks exactly like a later one will have the
+//! later one taken for it. And job ids come again: what stands here of another job is put aside by the time its life began.
+//! Runs *next door*.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::Error;
+use crate::home::{Home, private_dir, private_file};
+use crate::slurm::job::Whereabouts;
+
+/// One life of a job: each requeue begins another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) job: String,
+    /// Directory of the job in the index.
+    pub(crate) name: String,
+    pub(crate) number: u32,
+}
+
+impl Life {
+    /// The job around us, from the environment; `None` outside of one.
+    pub(crate) fn around(var: impl Fn(&str) -> Option<OsString>) -> Option<Life> {
+        let text = |n: &str| var(n).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
+        let job = text("SLURM_JOB_ID")?;
+        let cluster = text("SLURM_CLUSTER_NAME").unwrap_or_else(|| "cluster".into());
+        let key = match (text("SLURM_ARRAY_JOB_ID"), text("SLURM_ARRAY_TASK_ID")) {
+            (Some(a), Some(t)) => format!("{a}_{t}"),
+            _ => job.clone(),
+        };
+        let number = text("SLURM_RESTART_COUNT").and_then(|v| v.parse().ok()).unwrap_or(0);
+        Some(Life { job, name: directory(&cluster, &key), number })
+    }
+}
+
+/// Name of a job's directory in the index; nothing in it leads elsewhere.
+pub(crate) fn directory(cluster: &str, key: &str) -> String {
+    let plain = |t: &str| t.replace(|c: char| !(c.is_ascii_alphanumeric() || "-_".contains(c)), "_");
+    format!("{}.{}", plain(cluster), plain(key))
+}
+
+/// The hash of directory and command line. Each word with its length, so that no two lists look alike.
+pub(crate) fn digest(cwd: &Path, words: &[OsString]) -> String {
+    let mut bytes = Vec::new();
+    for w in [cwd.as_os_str()].into_iter().chain(words.iter().map(OsString::as_os_str)) {
+        bytes.extend_from_slice(&(w.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(w.as_bytes());
+    }
+    short_hash(&bytes)
+}
+
+/// 16 hexadecimal digits.
+pub(crate) fn short_hash(bytes: &[u8]) -> String {
+    format!("{:016x}", xxh3_64(bytes))
+}
+
+/// Of the places with this hash that an earlier life has left: which to try first. The one whose output went where ours goes;
+/// among those, and among the others, the first.
+fn order(places: &[(u32, Option<Vec<u8>>)], output: &[u8]) -> Vec<u32> {
+    let (same, other): (Vec<_>, Vec<_>) = places.iter().partition(|(_, o)| o.as_deref() == Some(output));
+    let mut all: Vec<Vec<u32>> = [same, other].map(|l| l.iter().map(|(n, _)| *n).collect()).into();
+    all.iter_mut().for_each(|l| l.sort_unstable());
+    all.concat()
+}
+
+/// The index.
+#[derive(Clone, Debug)]
+pub(crate) struct Index(pub(crate) PathBuf);
+
+/// A place in the index that is ours in this life of the job.
+#[derive(Debug)]
+pub(crate) struct Place {
+    dir: PathBuf,
+    /// The run that an earlier life has made.
+    pub(crate) run: Option<PathBuf>,
+}
+
+impl Place {
+    /// Remembers the run for later lives.
+    pub(crate) fn remember(&self, run: &Path) -> Result<(), Error> {
+        write(&self.dir.join("run"), run.as_os_str().as_bytes())
+    }
+}
+
+/// Writes a file whole, or not at all.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let new = path.with_file_name(name);
+    let done = private_file(&new, false)
+        .and_then(|mut f| {
+            f.set_len(0)?;
+            f.write_all(bytes)?;
+            f.sync_all()
+        })
+        .and_then(|()| fs::rename(&new, path));
+    done.map_err(Error::io("write", path))
+}
+
+impl Index {
+    pub(crate) fn usual() -> Result<Index, Error> {
+        Ok(Index(Home::usual()?.0.join("slurm")))
+    }
+
+    pub(crate) fn job(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn make(&self, name: &str) -> Result<PathBuf, Error> {
+        let dir = self.job(name);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.map_err(Error::io("make", &dir))?;
+        Ok(dir)
+    }
+
+    /// Puts aside what another job of the same id has left. `begun`: when this life began, as Slurm tells.
+    pub(crate) fn begin(&self, life: &Life, begun: &str) -> Result<(), Error> {
+        let dir = self.make(&life.name)?;
+        // Of two steps at once one must not put aside what the other has just begun.
+        let lock = self.0.join("lock");
+        let lock = private_file(&lock, false).map_err(Error::io("open", &lock))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|e| Error::io("lock", &self.0)(e.into()))?;
+        let file = dir.join(format!("life-{}", life.number));
+        match fs::read(&file) {
+            Ok(before) if before == begun.as_bytes() => return Ok(()),
+            Ok(_) => {
+                let aside =
+                    (0..).map(|n| self.0.join(format!("{}.old-{n}", life.name))).find(|p| !p.exists());
+                aside.map_or(Ok(()), |a| fs::rename(&dir, a)).map_err(Error::io("put aside", &dir))?;
+                self.make(&life.name)?;
+            }
+            Err(_) => {}
+        }
+        write(&file, begun.as_bytes())
+    }
+
+    /// Takes the place of a step with this hash: that of an earlier life, or a new one.
+    pub(crate) fn claim(&self, life: &Life, hash: &str, output: &[u8]) -> Result<Place, Error> {
+        let job = self.make(&life.name)?;
+        let list = fs::read_dir(&job).map_err(Error::io("list", &job))?.flatten();
+        let number = |e: fs::DirEntry| {
+            e.file_name().to_str()?.strip_prefix(hash)?.strip_prefix('.')?.parse::<u32>().ok()
+        };
+        let places: Vec<(u32, Option<Vec<u8>>)> = list
+            .filter_map(number)
+            .map(|n| (n, fs::read(job.join(format!("{hash}.{n}/output"))).ok()))
+            .collect();
+        let claim = format!("claim-{}", life.number);
+        let taken = |dir: &Path| match private_file(&dir.join(&claim), true) {
+            Ok(_) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(Error::io("claim", dir)(e)),
+        };
+        let fresh = places.iter().map(|(n, _)| n + 1).max().unwrap_or(0);
+        for n in order(&places, output) {
+            let dir = job.join(format!("{hash}.{n}"));
+            if taken(&dir)? {
+                let run = fs::read(dir.join("run")).ok().map(|b| PathBuf::from(OsString::from_vec(b)));
+                return Ok(Place { dir, run });
+            }
+        }
+        for n in fresh.. {
+            let dir = job.join(format!("{hash}.{n}"));
+            match private_dir(&dir) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(e) => return Err(Error::io("make", &dir)(e)),
+            }
+            if taken(&dir)? {
+                write(&dir.join("output"), output)?;
+                return Ok(Place { dir, run: None });
+            }
+        }
+        Err(Error::NoHome)
+    }
+
+    /// What the steps of a job have made known, on any cluster.
+    pub(crate) fn announced(&self, key: &str) -> Vec<Whereabouts> {
+        let end = format!(".{key}");
+        let mut all = vec![];
+        for dir in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            if !dir.file_name().to_str().is_some_and(|n| n.ends_with(&end)) {
+                continue;
+            }
+            for file in fs::read_dir(dir.path()).into_iter().flatten().flatten() {
+                if file.file_name().to_str().is_some_and(|n| n.starts_with("step-") && !n.contains('.')) {
+                    all.extend(fs::read(file.path()).ok().and_then(|t| serde_json::from_slice(&t).ok()));
+                }
+            }
+        }
+        all
+    }
+
+    /// Makes known which run a step is.
+    pub(crate) fn announce(&self, name: &str, step: &str, text: &[u8]) -> Result<(), Error> {
+        write(&self.make(name)?.join(format!("step-{step}")), text)
+    }
+}
+
+/// Where this process' standard output goes, if it is a file with a name.
+pub(crate) fn output() -> Vec<u8> {
+    let file = rustix::fs::fstat(std::io::stdout())
+        .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::RegularFile);
+    let link = fs::read_link("/proc/self/fd/1").unwrap_or_default();
+    if file { link.into_os_string().into_vec() } else { OsStr::new("").as_bytes().to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> Index {
+        let dir = std::env::temp_dir().join(format!("stillpoint-cli-index-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        Index(dir)
+    }
+    fn life(number: u32) -> Life {
+        Life { job: "5".into(), name: "lab.5".into(), number }
+    }
+
+    #[test]
+    fn the_job_around_us() {
+        let of = |set: &'static [(&str, &str)]| {
+            Life::around(|n| set.iter().find(|(k, _)| *k == n).map(|(_, v)| OsString::from(v)))
+        };
+        assert_eq!(of(&[]), None);
+        let l = of(&[("SLURM_JOB_ID", "5"), ("SLURM_CLUSTER_NAME", "lab")]).unwrap();
+        assert_eq!(l, life(0));
+        let array = [
+            ("SLURM_JOB_ID", "101"),
+            ("SLURM_CLUSTER_NAME", "../x"),
+            ("SLURM_ARRAY_JOB_ID", "100"),
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_RESTART_COUNT", "2"),
+        ];
+        let l = Life::around(|n| array.iter().find(|(k, _)| *k == n).map(|(_, v)| v.into())).unwrap();
+        assert_eq!((l.name.as_str(), l.number, l.job.as_str()), ("___x.100_3", 2, "101"));
+    }
+
+    #[test]
+    fn words_are_told_apart() {
+        let of = |w: &[&str]| digest(Path::new("/w"), &w.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(of(&["a", "b"]), of(&["a", "b"]));
+        assert_ne!(of(&["a", "b"]), of(&["ab", ""]));
+        assert_ne!(of(&["a"]), digest(Path::new("/v"), &["a".into()]));
+        assert_eq!(of(&[]).len(), 16);
+    }
+
+    #[test]
+    fn a_requeued_job_finds_its_steps_in_their_order() {
+        let index = scratch("requeue");
+        let (first, second) =
+            (index.claim(&life(0), "h", b"o").unwrap(), index.claim(&life(0), "h", b"o").unwrap());
+        assert!(first.run.is_none() && second.run.is_none());
+        first.remember(Path::new("/r/1")).unwrap();
+        second.remember(Path::new("/r/2")).unwrap();
+        let found = |l: u32, o: &[u8]| index.claim(&life(l), "h", o).unwrap().run;
+        assert_eq!(found(1, b"o"), Some("/r/1".into()));
+        assert_eq!(found(1, b"o"), Some("/r/2".into()));
+        assert_eq!(found(1, b"o"), None);
+        assert_eq!(index.claim(&life(1), "other", b"").unwrap().run, None);
+        assert_eq!(found(2, b"o"), Some("/r/1".into()), "each life anew");
+        fs::remove_dir_all(&index.0).unwrap();
+    }
+
+    #[test]
+    fn twins_are_told_apart_by_their_output() {
+        let index = scratch("twins");
+        for (o, r) in [(&b"/w/out1"[..], "/r/1"), (b"/w/out2", "/r/2")] {
+            index.claim(&life(0), "h", o).unwrap().remember(Path::new(r)).unwrap();
+        }
+        assert_eq!(index.claim(&life(1), "h", b"/w/out2").unwrap().run, Some("/r/2".into()));
+        assert_eq!(index.claim(&life(1), "h", b"/w/new").unwrap().run, Some("/r/1".into()));
+        assert_eq!(order(&[(1, None), (0, Some(b"x".to_vec())), (2, Some(b"y".to_vec()))], b"y"), [2, 0, 1]);
+        fs::remove_dir_all(&index.0).unwrap();
+    }
+
+    #[test]
+    fn of_many_at_once_each_gets_its_own() {
+        let index = scratch("many");
+        for n in 0..3 {
+            index.claim(&life(0), "h", b"").unwrap().remember(Path::new(&format!("/r/{n}"))).unwrap();
+        }
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let index = index.clone();
+                std::thread::spawn(move || index.claim(&life(1), "h", b"").unwrap().dir)
+            })
+            .collect();
+        let mut dirs: Vec<PathBuf> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        dirs.sort();
+        dirs.dedup();
+        assert_eq!(dirs.len(), 8);
+        fs::remove_dir_all(&index.0).unwrap();
+    }
+
+    #[test]
+    fn another_job_of_the_same_id_is_put_aside() {
+        let index = scratch("old");
+        index.begin(&life(0), "monday").unwrap();
+        index.claim(&life(0), "h", b"").unwrap().remember(Path::new("/r/1")).unwrap();
+        index.begin(&life(0), "monday").unwrap();
+        index.begin(&life(1), "tuesday").unwrap();
+        assert_eq!(index.claim(&life(1), "h", b"").unwrap().run, Some("/r/1".into()));
+        index.begin(&life(0), "friday").unwrap();
+        assert_eq!(index.claim(&life(1), "h", b"").unwrap().run, None);
+        assert!(index.job("lab.5.old-0").is_dir());
+        fs::remove_dir_all(&index.0).unwrap();
+    }
+}

@@ -1,0 +1,260 @@
+//! What Slurm says of a job, read from the output of its own commands, which are found in PATH behind ourselves.
+//!
+//! What a reader would get wrong: `scontrol show job -o` prints the job's name, which its owner chooses, without quotes, so
+//! nothing on which a permission hangs is read from there; `squeue` with a format of numbers is. And a job that ends because
+//! of a dead node may be COMPLETING for as long as another node needs to clean up: that says nothing of why. Runs *next door*.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Runs a command of Slurm's with these arguments: its standard output, or what it said on standard error.
+pub(crate) type Ask<'a> = &'a dyn Fn(&str, &[&str]) -> Result<String, String>;
+
+/// Asks the real Slurm.
+pub(crate) fn ask(name: &str, args: &[&str]) -> Result<String, String> {
+    let program = real(OsStr::new(name)).ok_or_else(|| format!("{name}: command not found"))?;
+    let out = Command::new(program).args(args).stdin(Stdio::null()).output();
+    let out = out.map_err(|e| format!("{name}: {e}"))?;
+    if out.status.success() {
+        return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+    Err(if said.is_empty() { format!("{name} failed") } else { said })
+}
+
+/// A command of Slurm's: the first of its name in PATH behind the place where we are ourselves under that name. Only what
+/// stands behind: of two installations of Stillpoint each would else find the other for ever.
+pub(crate) fn real(name: &OsStr) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    let me = std::env::current_exe().and_then(|p| p.metadata()).ok().map(|m| (m.dev(), m.ino()));
+    let same = |p: &Path| p.metadata().ok().map(|m| (m.dev(), m.ino())) == me && me.is_some();
+    let files: Vec<PathBuf> = std::env::split_paths(&path).map(|d| d.join(name)).collect();
+    behind(&files, &same, &|p| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
+}
+
+fn behind(
+    files: &[PathBuf],
+    is_me: &dyn Fn(&Path) -> bool,
+    is_program: &dyn Fn(&Path) -> bool,
+) -> Option<PathBuf> {
+    let after = files.iter().rposition(|p| is_me(p)).map_or(0, |n| n + 1);
+    files[after..].iter().find(|p| is_program(p)).cloned()
+}
+
+/// One job as `squeue` lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub(crate) id: String,
+    /// What its runs are filed under: the id, or ARRAYJOB_TASK.
+    pub(crate) key: String,
+    pub(crate) uid: u32,
+    pub(crate) state: String,
+}
+
+impl Listed {
+    /// Waits, or runs.
+    pub(crate) fn is_over(&self) -> bool {
+        !["RUNNING", "SUSPENDED", "STOPPED", "CONFIGURING", "PENDING", "RESIZING", "REQUEUED", "REQUEUE_HOLD"]
+            .contains(&self.state.as_str())
+    }
+}
+
+const LIST: &str = "%A|%F|%K|%U|%T";
+
+fn listed(line: &str) -> Option<Listed> {
+    let mut field = line.trim().split('|');
+    let (id, array, task) = (field.next()?, field.next()?, field.next()?);
+    let uid = field.next()?.parse().ok()?;
+    let key = if task.parse::<u64>().is_ok() { format!("{array}_{task}") } else { id.to_owned() };
+    Some(Listed { id: id.to_owned(), key, uid, state: field.next()?.to_owned() })
+}
+
+/// The jobs that are meant by JOB: one, or the tasks of an array.
+pub(crate) fn jobs(ask: Ask<'_>, job: &str) -> Result<Vec<Listed>, Error> {
+    let out = ask("squeue", &["-h", "-r", "-t", "all", "-j", job, "-o", LIST]).map_err(Error::Slurm)?;
+    let jobs: Vec<Listed> = out.lines().filter_map(listed).collect();
+    if jobs.is_empty() { Err(Error::NoSlurmJob(job.to_owned())) } else { Ok(jobs) }
+}
+
+/// The steps of a job that run, without those that Slurm makes for itself (batch, extern, interactive). The job by its key: the
+/// first id of an array is that of one of its tasks as well.
+pub(crate) fn steps(ask: Ask<'_>, job: &str) -> Vec<String> {
+    let out = ask("squeue", &["-s", "-h", "-j", job, "-o", "%i"]).unwrap_or_default();
+    let number = |line: &str| {
+        let step = line.trim().rsplit_once('.')?.1;
+        step.parse::<u32>().ok().map(|n| n.to_string())
+    };
+    out.lines().filter_map(number).collect()
+}
+
+/// One job as `scontrol show job` tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) state: String,
+    pub(crate) start: String,
+    pub(crate) end: String,
+    pub(crate) nodes: String,
+    pub(crate) batch: bool,
+    /// It may be requeued.
+    pub(crate) requeue: bool,
+    pub(crate) restarts: u32,
+}
+
+/// The value of one key in a line of `KEY=VALUE` words. The last of its name: what a user may name comes in front.
+fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let mark = format!(" {key}=");
+    let at = line.rfind(&mark)? + mark.len();
+    line[at..].split(' ').next()
+}
+
+pub(crate) fn view(line: &str) -> Option<View> {
+    // The name is the second word, and the command and the rest of what users choose come behind the keys wanted here.
+    let line = line.split(" Command=").next()?;
+    let text = |k| value(line, k).unwrap_or("").to_owned();
+    Some(View {
+        state: value(line, "JobState")?.to_owned(),
+        start: text("StartTime"),
+        end: text("EndTime"),
+        nodes: text("NodeList"),
+        batch: value(line, "BatchFlag").is_some_and(|v| v != "0"),
+        requeue: value(line, "Requeue") == Some("1"),
+        restarts: text("Restarts").parse().unwrap_or(0),
+    })
+}
+
+/// How a job stands. `None`: Slurm does not answer, or knows it no more.
+pub(crate) fn look(ask: Ask<'_>, job: &str) -> Option<View> {
+    view(ask("scontrol", &["show", "job", "-o", job]).ok()?.lines().next()?)
+}
+
+/// Whether Slurm has given up one of these nodes, or gets no answer from it.
+pub(crate) fn is_node_gone(ask: Ask<'_>, nodes: &str) -> bool {
+    if nodes.is_empty() {
+        return false;
+    }
+    ask("sinfo", &["-h", "-N", "-n", nodes, "-o", "%T"]).is_ok_and(|out| out.lines().any(gone))
+}
+
+fn gone(state: &str) -> bool {
+    let state = state.trim().to_ascii_lowercase();
+    state.starts_with("down")
+        || state.starts_with("fail")
+        || state.ends_with('*')
+        || state.starts_with("unknown")
+}
+
+/// Whether the accounting data base, if there is one, says that somebody cancelled this step.
+pub(crate) fn was_cancelled(ask: Ask<'_>, job: &str, step: &str) -> bool {
+    let id = format!("{job}.{step}");
+    ask("sacct", &["-n", "-P", "-j", &id, "-o", "State"]).is_ok_and(|out| out.trim().starts_with("CANCELLED"))
+}
+
+/// What task 0 leaves in the run directory (`slurm.json`) and in the index (`step-N`): where the start has come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Whereabouts {
+    pub(crate) cluster: String,
+    pub(crate) job: String,
+    pub(crate) array_job: Option<String>,
+    pub(crate) array_task: Option<String>,
+    pub(crate) step: String,
+    pub(crate) restart_count: u32,
+    pub(crate) nodes: String,
+    pub(crate) incarnation: u32,
+    /// The run directory.
+    #[serde(default)]
+    pub(crate) run: PathBuf,
+}
+
+impl Whereabouts {
+    /// From a task's environment.
+    pub(crate) fn from(
+        var: impl Fn(&str) -> Option<OsString>,
+        run: &Path,
+        incarnation: u32,
+    ) -> Option<Whereabouts> {
+        let text = |n: &str| var(n).and_then(|v| v.into_string().ok()).filter(|v| !v.is_empty());
+        Some(Whereabouts {
+            cluster: text("SLURM_CLUSTER_NAME").unwrap_or_else(|| "cluster".into()),
+            job: text("SLURM_JOB_ID")?,
+            array_job: text("SLURM_ARRAY_JOB_ID"),
+            array_task: text("SLURM_ARRAY_TASK_ID"),
+            step: text("SLURM_STEP_ID")?,
+            restart_count: text("SLURM_RESTART_COUNT").and_then(|v| v.parse().ok()).unwrap_or(0),
+            nodes: text("SLURM_STEP_NODELIST").or_else(|| text("SLURM_JOB_NODELIST")).unwrap_or_default(),
+            incarnation,
+            run: run.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_of_22_05() {
+        let line = "JobId=22 JobName=x JobState=FAKE Restarts=7 UserId=labuser(1001) GroupId=labuser(1001) MCS_label=N/A \
+            Priority=1 Nice=0 Account=(null) QOS=(null) JobState=NODE_FAIL Reason=NodeDown Dependency=(null) Requeue=1 \
+            Restarts=2 BatchFlag=1 Reboot=0 ExitCode=0:15 RunTime=00:00:20 TimeLimit=UNLIMITED TimeMin=N/A \
+            SubmitTime=2026-11-21T13:57:19 EligibleTime=2026-11-21T13:57:19 AccrueTime=Unknown \
+            StartTime=2026-11-21T13:57:19 EndTime=2026-11-21T13:57:39 Deadline=N/A SuspendTime=None Partition=main \
+            ReqNodeList=(null) ExcNodeList=(null) NodeList=n[1-2] BatchHost=n1 NumNodes=2 \
+            Command=/w/JobState=RUNNING JobState=RUNNING WorkDir=/w Power= ";
+        let v = view(line).unwrap();
+        assert_eq!((v.state.as_str(), v.restarts, v.batch, v.requeue), ("NODE_FAIL", 2, true, true));
+        assert_eq!((v.nodes.as_str(), v.start.as_str()), ("n[1-2]", "2026-11-21T13:57:19"));
+        assert!(view("slurm_load_jobs error: Invalid job id specified").is_none());
+    }
+
+    #[test]
+    fn jobs_and_steps() {
+        let fake = |name: &str, args: &[&str]| -> Result<String, String> {
+            Ok(match (name, args[0]) {
+                ("squeue", "-s") => "5.0\n5.batch\n5.extern\n5.12\n".into(),
+                ("squeue", _) => "101|100|3|1001|RUNNING\n102|102|N/A|1001|COMPLETED\n".into(),
+                ("sinfo", _) => "allocated\ndown*\n".into(),
+                _ => return Err("slurm_persist_conn_open: no accounting".into()),
+            })
+        };
+        let jobs = jobs(&fake, "100").unwrap();
+        assert_eq!((jobs[0].key.as_str(), jobs[0].uid, jobs[0].is_over()), ("100_3", 1001, false));
+        assert_eq!((jobs[1].key.as_str(), jobs[1].is_over()), ("102", true));
+        assert_eq!(steps(&fake, "5"), ["0", "12"]);
+        assert!(is_node_gone(&fake, "n[1-2]") && !is_node_gone(&fake, ""));
+        assert!(!was_cancelled(&fake, "5", "0"));
+        let none = |_: &str, _: &[&str]| Err("Invalid job id specified".to_owned());
+        assert!(super::jobs(&none, "7").is_err() && look(&none, "7").is_none());
+    }
+
+    #[test]
+    fn a_node_that_is_gone() {
+        assert!(gone("down") && gone("DOWN*") && gone("mixed*") && gone("fail"));
+        assert!(!gone("idle") && !gone("allocated") && !gone("mixed") && !gone("drained"));
+    }
+
+    #[test]
+    fn slurms_own_command_stands_behind_ours() {
+        let files: Vec<PathBuf> =
+            ["/a/scontrol", "/us/scontrol", "/usr/bin/scontrol"].map(PathBuf::from).to_vec();
+        let is = |p: &'static str| move |q: &Path| q == Path::new(p);
+        let all = |_: &Path| true;
+        assert_eq!(behind(&files, &is("/us/scontrol"), &all), Some("/usr/bin/scontrol".into()));
+        assert_eq!(behind(&files, &is("/no"), &all), Some("/a/scontrol".into()));
+        assert_eq!(behind(&files, &is("/usr/bin/scontrol"), &all), None);
+    }
+
+    #[test]
+    fn whereabouts_of_a_task() {
+        let env = [("SLURM_JOB_ID", "101"), ("SLURM_STEP_ID", "0"), ("SLURM_ARRAY_JOB_ID", "100")];
+        let var = |n: &str| env.iter().find(|(k, _)| *k == n).map(|(_, v)| OsString::from(v));
+        let w = Whereabouts::from(var, Path::new("/r"), 2).unwrap();
+        assert_eq!((w.job.as_str(), w.incarnation, w.restart_count), ("101", 2, 0));
+        assert!(Whereabouts::from(|_| None, Path::new("/r"), 0).is_none());
+    }
+}

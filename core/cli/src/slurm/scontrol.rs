@@ -1,0 +1,497 @@
+//! The front of scontrol: answers `scontrol checkpoint …`, and hands everything else, as it is, to the real one, the empty
+//! command line (scontrol asks for commands then) included. And the front of scancel, which leaves a mark.
+//!
+//! What a reader would get wrong: the owner's run directories are closed to everybody else, so that the permission is the file
+//! system's; the question to Slurm is for a message that helps. Root becomes the owner. Runs *next door*.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::process::geteuid;
+use serde::{Deserialize, Serialize};
+use stillpoint_storage::run::RunDir;
+
+use crate::catalog;
+use crate::checkpoint;
+use crate::error::{Error, chain};
+use crate::home::{BELOW_HOME, Job, private_file};
+use crate::list::age;
+use crate::slurm::identity::Index;
+use crate::slurm::job::{self, Ask, Listed, View, Whereabouts};
+use crate::slurm::request::{Line, Operation, Request, line, parse};
+use crate::talk;
+
+/// Becomes the real one; comes back only with a failure.
+fn pass_on(arg0: &OsStr, name: &str, args: &[OsString]) -> u8 {
+    let e = match job::real(OsStr::new(name)) {
+        None => Error::NoSlurm(name.into()),
+        Some(program) => {
+            let source = Command::new(&program).arg0(arg0).args(args).exec();
+            Error::Start { what: program.to_string_lossy().into_owned(), source }
+        }
+    };
+    eprintln!("{name}: {}", chain(&e));
+    if matches!(e, Error::NoSlurm(_)) { 127 } else { e.code() }
+}
+
+/// `scontrol` with these arguments.
+pub(crate) fn scontrol(arg0: &OsStr, args: &[OsString]) -> u8 {
+    let text: Option<Vec<String>> = args.iter().map(|a| a.to_str().map(str::to_owned)).collect();
+    let Some(text) = text else { return pass_on(arg0, "scontrol", args) };
+    let Line::Checkpoint { words, cluster, quiet } = line(&text) else {
+        return pass_on(arg0, "scontrol", args);
+    };
+    let ask = |name: &str, args: &[&str]| {
+        let front: Vec<&str> =
+            cluster.iter().flat_map(|c| ["-M", c.as_str()]).chain(args.iter().copied()).collect();
+        job::ask(name, &front)
+    };
+    let told = match parse(words) {
+        Err(why) => Told { out: vec![], err: vec![why], failed: true },
+        Ok(request) => Front { request: &request, ask: &ask, cluster: cluster.as_deref(), args }.answer(),
+    };
+    told.out.iter().for_each(|l| println!("{l}"));
+    if !quiet {
+        told.err.iter().for_each(|l| eprintln!("scontrol: {l}"));
+    }
+    u8::from(told.failed)
+}
+
+/// What is to be said.
+#[derive(Debug, Default)]
+struct Told {
+    out: Vec<String>,
+    err: Vec<String>,
+    failed: bool,
+}
+
+impl Told {
+    fn fail(&mut self, why: impl Into<String>) {
+        self.err.push(why.into());
+        self.failed = true;
+    }
+    fn refuse(why: impl Into<String>) -> Told {
+        Told { err: vec![why.into()], failed: true, ..Told::default() }
+    }
+    fn add(&mut self, other: Told) {
+        self.out.extend(other.out);
+        self.err.extend(other.err);
+        self.failed |= other.failed;
+    }
+}
+
+/// A step that runs under Stillpoint.
+#[derive(Clone, Debug)]
+struct Found {
+    /// JOB.STEP, as Slurm names it.
+    name: String,
+    run: Job,
+    incarnation: u32,
+}
+
+struct Front<'a> {
+    request: &'a Request,
+    ask: Ask<'a>,
+    cluster: Option<&'a str>,
+    args: &'a [OsString],
+}
+
+/// A user's name and home, from the data base of users.
+fn passwd(uid: u32) -> Option<(String, PathBuf, u32)> {
+    let out = Command::new("getent").args(["passwd", &uid.to_string()]).output().ok()?;
+    let text = String::from_utf8(out.stdout).ok()?;
+    let f: Vec<&str> = text.trim().split(':').collect();
+    Some(((*f.first()?).to_owned(), f.get(5)?.into(), f.get(3)?.parse().ok()?))
+}
+
+impl Front<'_> {
+    fn answer(&self) -> Told {
+        let jobs = match job::jobs(self.ask, &self.request.job) {
+            Ok(jobs) => jobs,
+            // Slurm forgets; the run is still there.
+            Err(e) if self.request.what == Operation::Restart => {
+                let mut told = self.tell_how(&self.request.job);
+                told.fail(chain(&e));
+                return told;
+            }
+            Err(e) => return Told::refuse(chain(&e)),
+        };
+        let mut told = Told::default();
+        for listed in jobs {
+            let me = geteuid();
+            if listed.uid != me.as_raw() {
+                let who = passwd(listed.uid);
+                match who.filter(|_| me.is_root()) {
+                    Some((_, home, gid)) => return self.as_owner(listed.uid, gid, &home),
+                    None => {
+                        let name = passwd(listed.uid).map_or(listed.uid.to_string(), |p| p.0);
+                        told.fail(format!("access denied: job {} belongs to {name}", listed.key));
+                        continue;
+                    }
+                }
+            }
+            told.add(self.one(&listed));
+        }
+        told
+    }
+
+    /// Root reads nothing of a user's, nor writes there: all of it is done as the owner.
+    fn as_owner(&self, uid: u32, gid: u32, home: &std::path::Path) -> Told {
+        let me = match std::env::current_exe() {
+            Ok(me) => me,
+            Err(e) => return Told::refuse(e.to_string()),
+        };
+        let mut c = Command::new(me);
+        c.arg("scontrol").args(self.args).uid(uid).gid(gid).env("HOME", home).env_remove("XDG_STATE_HOME");
+        Told::refuse(format!("become user {uid}: {}", c.exec()))
+    }
+
+    fn one(&self, listed: &Listed) -> Told {
+        let key = &listed.key;
+        let view = job::look(self.ask, key).unwrap_or_default();
+        if self.request.what == Operation::Restart {
+            return self.restart(listed, &view);
+        }
+        if listed.is_over() || listed.state == "PENDING" {
+            return Told::refuse(format!("job {key} is not running ({})", listed.state.to_lowercase()));
+        }
+        let known = self.known(key);
+        let (mut found, mut others) = (vec![], vec![]);
+        for step in job::steps(self.ask, key) {
+            if self.request.step.as_ref().is_some_and(|s| *s != step) {
+                continue;
+            }
+            let name = format!("{key}.{step}");
+            let w = known.iter().find(|w| w.step == step && w.restart_count == view.restarts);
+            match w.and_then(|w| current(w, &name)) {
+                Some(f) => found.push(f),
+                None => others.push(name),
+            }
+        }
+        if found.is_empty() {
+            return Told::refuse(match (&self.request.step, others.is_empty()) {
+                (Some(s), true) => format!("job {key} has no step {s} that runs"),
+                (Some(s), false) => {
+                    format!("step {key}.{s} does not run under Stillpoint; it was left alone")
+                }
+                (None, _) => format!("no step of job {key} runs under Stillpoint; nothing was done"),
+            });
+        }
+        let mut told = Told::default();
+        for name in &others {
+            told.err.push(format!("step {name} does not run under Stillpoint; it was left alone"));
+        }
+        told.add(self.act(listed, &view, &found, others.is_empty()));
+        told
+    }
+
+    /// All steps of a job that ever were announced.
+    fn known(&self, key: &str) -> Vec<Whereabouts> {
+        let Ok(index) = Index::usual() else { return vec![] };
+        let mut all = index.announced(key);
+        let mut clusters: Vec<String> = all.iter().map(|w| w.cluster.clone()).collect();
+        clusters.dedup();
+        let mine = self.cluster.map(str::to_owned).or_else(|| {
+            let config = if clusters.len() > 1 {
+                (self.ask)("scontrol", &["show", "config"]).ok()?
+            } else {
+                return None;
+            };
+            let line = config.lines().find(|l| l.trim_start().starts_with("ClusterName"))?;
+            Some(line.split_once('=')?.1.trim().to_owned())
+        });
+        if let Some(c) = mine {
+            all.retain(|w| w.cluster == c);
+        }
+        all
+    }
+
+    fn act(&self, listed: &Listed, view: &View, found: &[Found], all_ours: bool) -> Told {
+        let key = &listed.key;
+        let mut told = Told::default();
+        match self.request.what {
+            Operation::Able => found.iter().for_each(|f| told.out.push(format!("{}: {}", f.name, able(f)))),
+            Operation::Error => {
+                found.iter().for_each(|f| told.out.push(format!("{}: {}", f.name, last_error(f))))
+            }
+            Operation::Disable | Operation::Enable => {
+                let off = self.request.what == Operation::Disable;
+                for f in found {
+                    match forbid(&f.run, off) {
+                        Ok(()) => told.out.push(format!(
+                            "{}: checkpoints by request are {}; those of the interval go on",
+                            f.name,
+                            if off { "disabled" } else { "enabled" }
+                        )),
+                        Err(e) => told.fail(format!("{}: {}", f.name, chain(&e))),
+                    }
+                }
+            }
+            Operation::Create => told.add(self.checkpoint(found, false)),
+            Operation::Vacate => {
+                told.add(self.checkpoint(found, true));
+                // Of a whole job, the job ends; but not with steps in it that nobody has saved.
+                if !told.failed && self.request.step.is_none() && all_ours {
+                    if let Err(e) = (self.ask)("scancel", &[key]) {
+                        told.fail(format!("the steps have ended, the job has not: {e}"));
+                    }
+                }
+            }
+            Operation::Requeue => {
+                if !(view.batch && view.requeue) {
+                    return Told::refuse(format!(
+                        "job {key} cannot be requeued: it is {}",
+                        if view.batch { "submitted with --no-requeue" } else { "no batch job" }
+                    ));
+                }
+                told.add(self.checkpoint(found, false));
+                if !told.failed {
+                    match (self.ask)("scontrol", &["requeue", key]) {
+                        Ok(_) => told.out.push(format!("{key}: requeued")),
+                        Err(e) => told.fail(format!("the checkpoint stands, the job is not requeued: {e}")),
+                    }
+                }
+            }
+            Operation::Restart => {}
+        }
+        told
+    }
+
+    /// Takes a checkpoint of each step, all at once, and waits until they are durable.
+    fn checkpoint(&self, found: &[Found], stop: bool) -> Told {
+        let mut told = Told::default();
+        let (to, from) = channel();
+        let mut open: Vec<&str> = vec![];
+        for f in found {
+            if f.run.path(DISABLED).exists() {
+                told.fail(format!("{}: checkpoints are disabled (scontrol checkpoint enable)", f.name));
+                continue;
+            }
+            open.push(&f.name);
+            let (f, to) = (f.clone(), to.clone());
+            std::thread::spawn(move || to.send((f.name.clone(), checkpoint::ask(&f.run, stop))));
+        }
+        let until = self.request.max_wait.map(|w| Instant::now() + w);
+        while !open.is_empty() {
+            let left = until.map_or(Duration::MAX / 4, |u| u.saturating_duration_since(Instant::now()));
+            let Ok((name, result)) = from.recv_timeout(left.min(Duration::from_secs(1 << 30))) else { break };
+            open.retain(|n| **n != *name);
+            match result {
+                Ok(Ok(id)) => told.out.push(format!("{name}: checkpoint {id}")),
+                Ok(Err(reasons)) => {
+                    let reasons: Vec<String> = reasons.iter().map(|r| r.escape_debug().to_string()).collect();
+                    told.fail(format!(
+                        "{name}: no checkpoint was taken, the step runs on: {}",
+                        reasons.join("; ")
+                    ));
+                }
+                Err(e) => told.fail(format!("{name}: {}", chain(&e))),
+            }
+        }
+        for name in open {
+            told.fail(format!("{name}: not durable within MaxWait; the checkpoint goes on"));
+        }
+        told
+    }
+
+    fn restart(&self, listed: &Listed, view: &View) -> Told {
+        let key = &listed.key;
+        if listed.state == "PENDING" {
+            return Told::refuse(format!("job {key} waits to be started already"));
+        }
+        if !listed.is_over() {
+            return Told::refuse(format!("job {key} is running ({})", listed.state.to_lowercase()));
+        }
+        if !(view.batch && view.requeue) || self.request.step.is_some() || self.request.image_dir.is_some() {
+            return self.tell_how(key);
+        }
+        if self.known(key).is_empty() {
+            return Told::refuse(format!("no step of job {key} ran under Stillpoint"));
+        }
+        let mut told = Told::default();
+        match (self.ask)("scontrol", &["requeue", key]) {
+            Ok(_) => told.out.push(format!("{key}: requeued; its steps go on from their last checkpoints")),
+            Err(e) => {
+                told.add(self.tell_how(key));
+                told.fail(e);
+                return told;
+            }
+        }
+        if self.request.stick {
+            let (id, nodes) = (format!("JobId={key}"), format!("ReqNodeList={}", view.nodes));
+            if let Err(e) = (self.ask)("scontrol", &["update", &id, &nodes]) {
+                told.fail(format!("requeued, but not bound to {}: {e}", view.nodes));
+            }
+        }
+        told
+    }
+
+    /// What the user can do himself with a job that has ended.
+    fn tell_how(&self, key: &str) -> Told {
+        let mut told = Told { failed: true, ..Told::default() };
+        let mut runs: Vec<PathBuf> = self
+            .known(key)
+            .into_iter()
+            .filter(|w| self.request.step.as_ref().is_none_or(|s| *s == w.step))
+            .map(|w| w.run)
+            .collect();
+        runs.sort();
+        runs.dedup();
+        for run in &runs {
+            let job = Job { name: run.to_string_lossy().into_owned(), dir: run.clone() };
+            match catalog::list(&job).pop() {
+                Some(c) => told.err.push(format!(
+                    "job {key} is not one that can be requeued; 'srun --ckpt-restart={} …' goes on from checkpoint {}",
+                    job.name, c.id
+                )),
+                None => told.err.push(format!("run {} has no checkpoint", job.name)),
+            }
+        }
+        if runs.is_empty() {
+            told.err.push(format!(
+                "job {key} is not known here: nothing of it ran under Stillpoint in ~/{BELOW_HOME}"
+            ));
+        }
+        told
+    }
+}
+
+/// The run of a step, if the step is the one in which the run is now.
+fn current(w: &Whereabouts, name: &str) -> Option<Found> {
+    let now: Whereabouts = RunDir::open(&w.run).ok()?.read_json("slurm.json").ok()?;
+    let run = Job { name: w.run.file_name()?.to_string_lossy().into_owned(), dir: w.run.clone() };
+    let same = now.job == w.job && now.step == w.step && now.incarnation == w.incarnation;
+    (same && run.is_running()).then(|| Found { name: name.to_owned(), run, incarnation: w.incarnation })
+}
+
+/// While it is there, nobody is given a checkpoint by request.
+const DISABLED: &str = "disabled";
+
+fn forbid(run: &Job, off: bool) -> Result<(), Error> {
+    let path = run.path(DISABLED);
+    if off {
+        return private_file(&path, false).map(drop).map_err(Error::io("make", &path));
+    }
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn able(f: &Found) -> String {
+    let last = match catalog::list(&f.run).pop() {
+        Some(c) => format!("last checkpoint {}, {} ago", c.id, age(c.manifest.time)),
+        None => "no checkpoint yet".into(),
+    };
+    if f.run.path(DISABLED).exists() {
+        return format!("No: disabled; {last}");
+    }
+    match talk::status(&f.run) {
+        Err(e) => format!("No: {}; {last}", chain(&e)),
+        Ok(s) if s.ckpt != 0 => format!("Began: checkpoint {} is in progress ({}); {last}", s.ckpt, s.stage),
+        Ok(s) if !s.running => format!("No: not all ranks run; {last}"),
+        Ok(_) => format!("Yes; {last}"),
+    }
+}
+
+fn last_error(f: &Found) -> String {
+    match talk::status(&f.run) {
+        Err(e) => format!("error(1): {}", chain(&e)),
+        Ok(s) if s.last_reasons.is_empty() => "error(0):".into(),
+        Ok(s) => format!("error(1): {}", s.last_reasons.join("; ").escape_debug()),
+    }
+}
+
+/// The mark that `scancel JOB.STEP` leaves: nothing else tells the supervisor that it was no failure.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Cancelled {
+    incarnation: u32,
+    /// Seconds since 1970.
+    time: u64,
+}
+
+impl Cancelled {
+    const FILE: &str = "cancelled";
+    /// A step that lives longer after the mark was not ended by it.
+    const STANDS: Duration = Duration::from_secs(60);
+
+    fn now() -> u64 {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    }
+
+    fn mark(f: &Found) {
+        let mark = Cancelled { incarnation: f.incarnation, time: Cancelled::now() };
+        // If it cannot be written, the step may be restarted; the cancel goes its way all the same.
+        let _ = RunDir::open(&f.run.dir).and_then(|r| r.note_json(Cancelled::FILE, &mark));
+    }
+
+    pub(crate) fn stands(run: &Job, incarnation: u32) -> bool {
+        let mark = RunDir::open(&run.dir).and_then(|r| r.read_json::<Cancelled>(Cancelled::FILE));
+        let limit = Cancelled::now().saturating_sub(Cancelled::STANDS.as_secs());
+        mark.is_ok_and(|m| m.incarnation == incarnation && m.time >= limit)
+    }
+}
+
+/// `scancel` with these arguments: marks the steps that are named, and becomes the real one.
+pub(crate) fn scancel(arg0: &OsStr, args: &[OsString]) -> u8 {
+    if let Ok(index) = Index::usual() {
+        for (key, step) in args.iter().filter_map(|a| named_step(a.to_str()?)) {
+            for w in index.announced(key).iter().filter(|w| w.step == step) {
+                if let Some(f) = current(w, key) {
+                    Cancelled::mark(&f);
+                }
+            }
+        }
+    }
+    pass_on(arg0, "scancel", args)
+}
+
+/// N.S or N_T.S.
+fn named_step(word: &str) -> Option<(&str, &str)> {
+    let (job, step) = word.split_once('.')?;
+    let digits = |t: &str, also: char| !t.is_empty() && t.chars().all(|c| c.is_ascii_digit() || c == also);
+    (digits(job, '_') && digits(step, '0')).then_some((job, step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn steps_that_scancel_names() {
+        assert_eq!(named_step("5.0"), Some(("5", "0")));
+        assert_eq!(named_step("100_3.12"), Some(("100_3", "12")));
+        for no in ["5", "-s", "5.batch", "a.b", "5.", ".1"] {
+            assert_eq!(named_step(no), None, "{no}");
+        }
+    }
+
+    #[test]
+    fn a_mark_is_of_one_start_and_wears_off() {
+        let dir = std::env::temp_dir().join(format!("stillpoint-cli-mark-{}", std::process::id()));
+        let run = RunDir::create(&dir).unwrap();
+        let job = Job { name: "1".into(), dir: dir.clone() };
+        assert!(!Cancelled::stands(&job, 2));
+        Cancelled::mark(&Found { name: "5.0".into(), run: job.clone(), incarnation: 2 });
+        assert!(Cancelled::stands(&job, 2) && !Cancelled::stands(&job, 3));
+        run.note_json(Cancelled::FILE, &Cancelled { incarnation: 2, time: Cancelled::now() - 100 }).unwrap();
+        assert!(!Cancelled::stands(&job, 2));
+        forbid(&job, true).unwrap();
+        assert!(job.path(DISABLED).exists());
+        forbid(&job, false).unwrap();
+        forbid(&job, false).unwrap();
+        assert!(!job.path(DISABLED).exists());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_data_base_of_users() {
+        assert_eq!(passwd(0).unwrap().0, "root");
+        assert!(passwd(u32::MAX - 7).is_none());
+    }
+}

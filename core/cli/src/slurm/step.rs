@@ -1,0 +1,470 @@
+//! `stillpoint slurm-step`: what the plugin makes of an `srun --ckpt-interval=…`. Finds out which run this is, starts the real
+//! srun as its child, waits, and starts it again when the step was lost. To whoever started it, it is srun: same process id,
+//! same standard streams, same exit status.
+//!
+//! What a reader would get wrong: a batch job that is requeued does not come back here, a new one of us in its next life does,
+//! and finds the run in the index. Here a step is restarted only within an allocation that stands, or in a new job of srun's
+//! own. Runs *next door*.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM};
+use stillpoint_storage::run::{RunDir, RunInfo};
+
+use crate::catalog::{self, Checkpoint};
+use crate::error::{Error, chain};
+use crate::home::{Description, Home, Job, Lock, bytes, split};
+use crate::launch::{Watch, spool_stdin};
+use crate::run::{ranks_text, say, seconds};
+use crate::signals::Heard;
+use crate::slurm::args::{Input, understand};
+use crate::slurm::identity::{Index, Life, digest, output};
+use crate::slurm::job::{self, Ask, Whereabouts};
+use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, judge, next};
+use crate::slurm::scontrol::Cancelled;
+use crate::slurm::start::{StartFile, Stdin, passed_over};
+
+/// Arguments of `slurm-step`, which the plugin gives.
+#[derive(Debug, Args)]
+pub(crate) struct StepArgs {
+    /// Time between checkpoints.
+    #[arg(long)]
+    interval: Option<String>,
+    /// How many checkpoints are kept.
+    #[arg(long)]
+    keep: Option<u32>,
+    /// RUN, RUN@ID, or none.
+    #[arg(long)]
+    restart: Option<String>,
+    /// On what occasions besides.
+    #[arg(long, value_delimiter = ',')]
+    on: Vec<String>,
+    /// Copies.
+    #[arg(long)]
+    redundancy: Option<String>,
+    /// The real srun.
+    #[arg(long)]
+    srun: PathBuf,
+    /// Its arguments.
+    #[arg(last = true)]
+    args: Vec<OsString>,
+}
+
+/// How a step has ended (`result.json`): a requeued job does not run it again.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ended {
+    status: u8,
+    incarnation: u32,
+}
+const RESULT: &str = "result.json";
+
+/// Where a start begins.
+enum From {
+    /// A run that was just made.
+    New,
+    /// The beginning, in a run that has been started before.
+    Beginning,
+    Checkpoint(Box<Checkpoint>),
+}
+
+/// A step under our care.
+struct Step<'a> {
+    job: &'a Job,
+    srun: &'a Path,
+    args: &'a [OsString],
+    /// The allocation around us.
+    life: Option<Life>,
+    model: StartFile,
+    json: bool,
+    ask: Ask<'a>,
+}
+
+/// A run that was found or made, and where it begins.
+struct Chosen {
+    job: Job,
+    from: From,
+    _lock: Option<Lock>,
+}
+
+pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8, Error> {
+    let interval = given.interval.as_deref().map(seconds).transpose()?;
+    let var = |n: &str| std::env::var_os(n);
+    let life = Life::around(var);
+    let index = Index::usual().ok();
+    let understood = understand(&given.args, var("SLURM_STDINMODE").as_deref());
+    let mut model = StartFile {
+        interval,
+        keep: given.keep,
+        on: given.on.clone(),
+        redundancy: given.redundancy.clone(),
+        index: index.as_ref().map(|i| i.0.clone()),
+        ..StartFile::default()
+    };
+    let what = description(&given, interval)?;
+    let ask: Ask<'_> = &job::ask;
+    let chosen =
+        match choose(home, &what, given.restart.as_deref(), index.as_ref().zip(life.as_ref()), ask, json)? {
+            Ok(chosen) => chosen,
+            Err(status) => return Ok(status),
+        };
+    if matches!(chosen.from, From::New) && understood.input != Input::None {
+        spool_stdin(&chosen.job)?;
+    }
+    if chosen.job.path("stdin").is_file() {
+        model.stdin = match understood.input {
+            Input::All => Some(Stdin::All),
+            Input::Task(n) => Some(Stdin::Task(n)),
+            Input::None => None,
+        };
+    }
+    let step = Step { job: &chosen.job, srun: &given.srun, args: &given.args, life, model, json, ask };
+    let result = step.supervise(chosen.from);
+    if matches!(result, Err(Error::Start { .. })) && catalog::list(&chosen.job).is_empty() {
+        let _ = std::fs::remove_dir_all(&chosen.job.dir);
+    }
+    result
+}
+
+/// Goes on with a run of Slurm's that has ended, for `restart`.
+pub(crate) fn again(
+    job: &Job,
+    what: &Description,
+    from: Checkpoint,
+    srun: &Path,
+    json: bool,
+) -> Result<u8, Error> {
+    let words = what.argv();
+    let model = StartFile {
+        interval: what.interval,
+        keep: what.keep,
+        index: Index::usual().ok().map(|i| i.0),
+        stdin: job.path("stdin").is_file().then_some(Stdin::All),
+        ..StartFile::default()
+    };
+    let life = Life::around(|n| std::env::var_os(n));
+    std::env::set_current_dir(&what.info.cwd).map_err(Error::io("enter", Path::new(&what.info.cwd)))?;
+    let args = words.get(1..).unwrap_or_default();
+    Step { job, srun, args, life, model, json, ask: &job::ask }.supervise(From::Checkpoint(from.into()))
+}
+
+fn description(given: &StepArgs, interval: Option<f64>) -> Result<Description, Error> {
+    let cwd = std::env::current_dir().map_err(Error::io("find", Path::new(".")))?;
+    let words: Vec<OsString> = ["srun".into()].into_iter().chain(given.args.iter().cloned()).collect();
+    Ok(Description {
+        info: RunInfo {
+            command: words.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+            size: 0,
+            cwd: cwd.to_string_lossy().into_owned(),
+            launcher: vec!["srun".into()],
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        },
+        argv: bytes(&words),
+        interval,
+        slurm: true,
+        keep: given.keep,
+        ..Description::default()
+    })
+}
+
+/// Finds out which run this is. `Err`: one that has ended in an earlier life of the job, with this status.
+fn choose(
+    home: &Home,
+    what: &Description,
+    restart: Option<&str>,
+    around: Option<(&Index, &Life)>,
+    ask: Ask<'_>,
+    json: bool,
+) -> Result<Result<Chosen, u8>, Error> {
+    let place = match around {
+        Some((index, life)) => {
+            if let Some(view) = job::look(ask, &life.job).filter(|v| v.state != "CONFIGURING") {
+                index.begin(life, &view.start)?;
+            }
+            let hash = digest(Path::new(&what.info.cwd), &what.argv());
+            Some(index.claim(life, &hash, &output())?)
+        }
+        None => None,
+    };
+    let found = place.as_ref().and_then(|p| p.run.as_ref()).filter(|_| restart != Some("none"));
+    if let Some(job) = found.and_then(|dir| found_job(home, dir)) {
+        if let Ok(ended) = RunDir::open(&job.dir)?.read_json::<Ended>(RESULT) {
+            let s = ended.status;
+            let text = format!(
+                "run {}: this step has ended before the job was requeued; its status was {s}",
+                job.name
+            );
+            say(json, "ended", &job, &text);
+            return Ok(Err(s));
+        }
+        // The one who held it is gone with its node, and the file server may not have noticed; a later start shuts out an
+        // earlier one (INV-4).
+        let lock = lock_in(&job, Duration::from_secs(5));
+        let from = newest(&job, json).map_or(From::Beginning, |c| From::Checkpoint(c.into()));
+        let text = match &from {
+            From::Checkpoint(c) => format!("run {}: goes on from checkpoint {}", job.name, c.id),
+            _ => format!("run {}: there is no checkpoint to go on from; starts from the beginning", job.name),
+        };
+        say(json, "restart", &job, &text);
+        return Ok(Ok(Chosen { job, from, _lock: lock }));
+    }
+    let chosen = match restart.filter(|r| *r != "none") {
+        Some(name) => {
+            let (name, id) = split(name);
+            let job = home.job(name)?;
+            let lock = job.lock()?;
+            let c = match id {
+                Some(_) => {
+                    let c = catalog::find(&job, id)?;
+                    c.verify(&job, &mut catalog::meter(!json))?;
+                    c
+                }
+                None => newest(&job, json)?,
+            };
+            let _ = std::fs::remove_file(job.path(RESULT));
+            say(json, "restart", &job, &format!("run {}: restart from checkpoint {}", job.name, c.id));
+            Chosen { job, from: From::Checkpoint(c.into()), _lock: Some(lock) }
+        }
+        None => {
+            let job = home.create(what)?;
+            let lock = job.lock()?;
+            Chosen { job, from: From::New, _lock: Some(lock) }
+        }
+    };
+    if let Some(p) = place {
+        p.remember(&chosen.job.dir)?;
+    }
+    Ok(Ok(chosen))
+}
+
+/// A run by its directory; named by its number where that is enough to find it.
+fn found_job(home: &Home, dir: &Path) -> Option<Job> {
+    let number = dir.file_name().and_then(|n| n.to_str()).filter(|_| dir.parent() == Some(&home.0));
+    home.job(number.or_else(|| dir.to_str())?).ok()
+}
+
+fn lock_in(job: &Job, patience: Duration) -> Option<Lock> {
+    let until = Instant::now() + patience;
+    loop {
+        match job.lock() {
+            Ok(l) => return Some(l),
+            Err(_) if Instant::now() >= until => return None,
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// The newest checkpoint that is sound and that the run has passed through.
+fn newest(job: &Job, json: bool) -> Result<Checkpoint, Error> {
+    let skip =
+        &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
+    catalog::newest_sound_but(job, &passed_over(job), skip)
+}
+
+impl Step<'_> {
+    /// Starts srun until the step has ended by itself, was ended, or cannot be restarted.
+    fn supervise(&self, mut from: From) -> Result<u8, Error> {
+        let mut heard = Heard::new()?;
+        let mut before = Before::default();
+        let mut lost_at: Option<Instant> = None;
+        loop {
+            let incarnation = if matches!(from, From::New) {
+                0
+            } else {
+                RunDir::open(&self.job.dir)?.claim_incarnation()?
+            };
+            let restart = match &from {
+                From::Checkpoint(c) => Some(c.dir.clone()),
+                _ => None,
+            };
+            StartFile { incarnation, restart, ..self.model.clone() }.write(self.job)?;
+            let patience = Duration::from_secs(4);
+            let watch = Watch { job: self.job, incarnation, patience };
+            let is_lost = &mut || watch.outcome_file().is_some_and(|o| o.restart);
+            let last_resort = &mut || self.cancel(incarnation);
+            let seen = watch.run(self.command(incarnation)?, &mut heard, is_lost, last_resort)?;
+            let facts = Facts {
+                outcome: seen.outcome,
+                status: seen.status,
+                signals: heard.ages(),
+                in_allocation: self.life.is_some(),
+                ..Facts::default()
+            };
+            let (end, facts) = self.ask_slurm(facts, incarnation);
+            if catalog::list(self.job).iter().any(|c| c.manifest.incarnation >= incarnation) {
+                before.in_a_row = 0;
+            }
+            before.since_loss = lost_at.map(|t| t.elapsed());
+            let what_next = next(&end, before);
+            self.tell(&end, &what_next, &facts, incarnation)?;
+            match what_next {
+                Next::End(status) => return Ok(status),
+                Next::Again => {
+                    if let Some(s) = self.pause(&mut heard, Duration::from_secs(5)) {
+                        return Ok(s);
+                    }
+                }
+                Next::Restart { scratch } => {
+                    before.in_a_row += 1;
+                    lost_at = Some(Instant::now());
+                    from = match newest(self.job, self.json) {
+                        Ok(c) => From::Checkpoint(c.into()),
+                        Err(_) if scratch => From::Beginning,
+                        Err(e) => {
+                            let text = format!("run {}: no restart: {}", self.job.name, chain(&e));
+                            say(self.json, "lost", self.job, &text);
+                            return Ok(facts.status.max(1));
+                        }
+                    };
+                    let at = match &from {
+                        From::Checkpoint(c) => format!("from checkpoint {}", c.id),
+                        _ => "from the beginning: there is no checkpoint".into(),
+                    };
+                    let text = format!("run {}: restart {at}", self.job.name);
+                    say(self.json, "restart", self.job, &text);
+                    if let Some(s) = self.pause(&mut heard, Duration::ZERO) {
+                        return Ok(s);
+                    }
+                }
+            }
+            if matches!(from, From::New) {
+                from = From::Beginning;
+            }
+        }
+    }
+
+    /// The command line of one start: ourselves, who become srun once bound to our life.
+    fn command(&self, incarnation: u32) -> Result<Command, Error> {
+        let me = std::env::current_exe().map_err(Error::io("find", Path::new("stillpoint")))?;
+        let mut run = OsString::from("--ckpt-run=");
+        run.push(&self.job.dir);
+        run.push(format!("@{incarnation}"));
+        let mut c = Command::new(me);
+        c.arg("slurm-child").arg("--parent").arg(std::process::id().to_string()).arg("--");
+        c.arg(self.srun).arg(run).args(self.args);
+        if self.model.stdin.is_some() {
+            c.stdin(Stdio::null());
+        }
+        Ok(c)
+    }
+
+    /// What task 0 of this start has told; `None`: it has not come to life.
+    fn whereabouts(&self, incarnation: u32) -> Option<Whereabouts> {
+        let w: Whereabouts = RunDir::open(&self.job.dir).ok()?.read_json("slurm.json").ok()?;
+        (w.incarnation == incarnation).then_some(w)
+    }
+
+    /// The verdict; Slurm is asked only where it depends on Slurm.
+    fn ask_slurm(&self, mut f: Facts, incarnation: u32) -> (End, Facts) {
+        let w = self.whereabouts(incarnation);
+        f.started = w.is_some();
+        let end = judge(&f);
+        let id = self.life.as_ref().map(|l| l.job.clone()).or_else(|| w.as_ref().map(|w| w.job.clone()));
+        let (Some(id), true) = (id, self.life.is_some() || matches!(end, End::Lost { .. })) else {
+            return (end, f);
+        };
+        // SIGTERM is how Slurm ends a job; which of its reasons it was shows when the job is complete.
+        let patience = Duration::from_secs(if f.status == 143 { 120 } else { 10 });
+        let until = Instant::now() + patience;
+        loop {
+            f.state = job::look(self.ask, &id).map(|v| v.state);
+            let wait = !f.in_allocation && f.state.as_deref() == Some("COMPLETING") && Instant::now() < until;
+            if !wait {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        if let (End::Lost { .. }, Some(w)) = (judge(&f), &w) {
+            f.node_gone = job::is_node_gone(self.ask, &w.nodes);
+            f.cancelled = !f.node_gone
+                && (Cancelled::stands(self.job, incarnation)
+                    || job::was_cancelled(self.ask, &w.job, &w.step));
+        }
+        (judge(&f), f)
+    }
+
+    /// Ends a step that srun does not end.
+    fn cancel(&self, incarnation: u32) {
+        if let Some(w) = self.whereabouts(incarnation) {
+            let whom = if self.life.is_some() { format!("{}.{}", w.job, w.step) } else { w.job };
+            let _ = (self.ask)("scancel", &[&whom]);
+        }
+    }
+
+    /// Records and says how a start ended.
+    fn tell(&self, end: &End, next: &Next, facts: &Facts, incarnation: u32) -> Result<(), Error> {
+        let run = &self.job.name;
+        let last = || catalog::list(self.job).pop().map(|c| c.id);
+        let (event, text) = match end {
+            End::Ended(status) => {
+                let ended = Ended { status: *status, incarnation };
+                RunDir::open(&self.job.dir)?.write_json(RESULT, &ended)?;
+                return Ok(());
+            }
+            End::Stopped(ckpt) => (
+                "stopped",
+                format!("run {run} stopped at checkpoint {ckpt}; 'srun --ckpt-restart={run} …' goes on"),
+            ),
+            End::Interrupted(_) => match last() {
+                Some(c) => {
+                    ("interrupted", format!("run {run} was ended from outside; its last checkpoint is {c}"))
+                }
+                None => return Ok(()),
+            },
+            End::NotStarted(_) if *next == Next::Again => {
+                ("again", format!("run {run}: Slurm could not start it; tries again"))
+            }
+            End::NotStarted(_) => return Ok(()),
+            End::Lost { ranks, node, .. } => {
+                let with = if *node { " with a node" } else { "" };
+                let end = match next {
+                    Next::End(_) => format!("; no restart: {IN_A_ROW} without a checkpoint in between"),
+                    _ => String::new(),
+                };
+                let state = facts.state.as_deref().unwrap_or("unknown");
+                let text = format!(
+                    "run {run}: {} lost{with} (job {}){end}",
+                    ranks_text(ranks),
+                    state.to_lowercase()
+                );
+                ("lost", text)
+            }
+        };
+        say(self.json, event, self.job, &text);
+        Ok(())
+    }
+
+    /// Waits between two starts; a signal that would have ended srun ends us: with this status.
+    fn pause(&self, heard: &mut Heard, time: Duration) -> Option<u8> {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match heard.next(left) {
+                Some(s) if [SIGTERM, SIGHUP, SIGQUIT, signal_hook::consts::SIGINT].contains(&s) => {
+                    return Some(128 + u8::try_from(s).unwrap_or(0));
+                }
+                None if left.is_zero() => return None,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// `slurm-child`: becomes srun, and dies with its parent. The death signal must be asked for by the child itself, and stays
+/// over an exec; without this way through a program of our own it would have to be set between fork and exec, in unsafe code.
+pub(crate) fn child(parent: i32, command: &[OsString]) -> Error {
+    // As srun itself takes a SIGTERM: it ends its step and gives back its job.
+    let _ = set_parent_process_death_signal(Some(Signal::TERM));
+    let what = command.first().cloned().unwrap_or_default();
+    if getppid().map(|p| p.as_raw_nonzero().get()) != Some(parent) {
+        return Error::Start { what: "srun".into(), source: std::io::Error::other("its parent has died") };
+    }
+    let source = Command::new(&what).arg0("srun").args(command.get(1..).unwrap_or_default()).exec();
+    Error::Start { what: what.to_string_lossy().into_owned(), source }
+}

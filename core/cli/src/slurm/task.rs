@@ -1,0 +1,209 @@
+//! `stillpoint-task`: what slurmstepd starts in a task's place. Reads what the supervisor has written for this start, makes
+//! the node-local directory, tells where it is (task 0), and becomes `stillpoint-rank`.
+//!
+//! What a reader would get wrong: it is this program under another name, told by argv[0]; all the way from slurmstepd to the
+//! application it is one process, which signals and `scancel` reach as without us. Runs *next door* until the exec.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use stillpoint_abi::ids::CkptId;
+use stillpoint_storage::run::RunDir;
+
+use crate::error::{Error, chain};
+use crate::exec;
+use crate::home::private_dir;
+use crate::slurm::identity::{Index, directory, short_hash};
+use crate::slurm::job::Whereabouts;
+use crate::slurm::start::{StartFile, Stdin};
+
+/// The name under which this program is a task.
+pub(crate) const NAME: &str = "stillpoint-task";
+
+/// The task's program, and what it is to find in its environment.
+#[derive(Debug, PartialEq)]
+struct Task {
+    command: Vec<OsString>,
+    environment: Vec<(&'static str, Option<OsString>)>,
+}
+
+pub(crate) fn main(args: &[OsString]) -> ExitCode {
+    let e = match begin(args) {
+        Ok(task) => {
+            let command = task.command.clone();
+            exec::exec_in(&command, &task.environment)
+        }
+        Err(e) => e,
+    };
+    eprintln!("{NAME}: {}", chain(&e));
+    ExitCode::from(e.code())
+}
+
+fn begin(args: &[OsString]) -> Result<Task, Error> {
+    let var = |n: &str| std::env::var_os(n).filter(|v| !v.is_empty());
+    let run = PathBuf::from(var("STILLPOINT_RUN").ok_or(Error::NoTask("STILLPOINT_RUN"))?);
+    let number = var("STILLPOINT_INCARNATION").and_then(|v| v.to_str()?.parse::<u32>().ok());
+    let incarnation = number.ok_or(Error::NoTask("STILLPOINT_INCARNATION"))?;
+    let start = StartFile::read(&run, incarnation)?;
+    let task: Option<u32> = var("SLURM_PROCID").and_then(|v| v.to_str()?.parse().ok());
+    if let Some(dir) = &start.restart {
+        let ranks = var("SLURM_STEP_NUM_TASKS").or_else(|| var("SLURM_NTASKS"));
+        let ranks: Option<u32> = ranks.and_then(|v| v.to_str()?.parse().ok());
+        fits(&run, dir, ranks)?;
+    }
+    let base = start.local.clone().or_else(|| var("STILLPOINT_LOCAL_BASE").map(PathBuf::from));
+    // "none": the run directory is used, as on one node.
+    let base = base.unwrap_or_else(|| "/tmp".into());
+    let local = if base.as_os_str() == "none" { None } else { Some(local_dir(&base, &run)?) };
+    if task == Some(0) {
+        if let Some(w) = Whereabouts::from(|n| std::env::var_os(n), &run, incarnation) {
+            announce(&run, &start, &w)?;
+        }
+    }
+    if let Some(wanted) = start.stdin {
+        spooled_input(&run, reads(wanted, task))?;
+    }
+    Ok(Task {
+        command: command(args, var("STILLPOINT_TASK_PROGRAM"))?,
+        environment: environment(&start, local),
+    })
+}
+
+/// The program and its arguments. The plugin has put us in place of argv[0] and tells what stood there, or, where Slurm lets
+/// it, in front of it.
+fn command(args: &[OsString], program: Option<OsString>) -> Result<Vec<OsString>, Error> {
+    let command: Vec<OsString> = program.into_iter().chain(args.iter().cloned()).collect();
+    if command.is_empty() { Err(Error::NoTask("STILLPOINT_TASK_PROGRAM")) } else { Ok(command) }
+}
+
+fn environment(start: &StartFile, local: Option<PathBuf>) -> Vec<(&'static str, Option<OsString>)> {
+    vec![
+        ("STILLPOINT_INTERVAL", start.interval.map(|s| s.to_string().into())),
+        ("STILLPOINT_RESTART", start.restart.clone().map(Into::into)),
+        ("STILLPOINT_KEEP", start.keep.map(|k| k.to_string().into())),
+        ("STILLPOINT_REDUNDANCY", start.redundancy.clone().map(Into::into)),
+        ("STILLPOINT_LOCAL", local.map(Into::into)),
+        // Ours alone; and what a step around this one may have left.
+        ("STILLPOINT_TASK_PROGRAM", None),
+        ("STILLPOINT_LOCAL_BASE", None),
+        ("STILLPOINT_STDIN", None),
+    ]
+}
+
+/// Refuses a checkpoint of another number of ranks, before any rank waits for one that will not come.
+fn fits(run: &Path, dir: &Path, ranks: Option<u32>) -> Result<(), Error> {
+    let number = dir.file_name().and_then(OsStr::to_str).and_then(|n| n.strip_prefix("ckpt-")?.parse().ok());
+    let (Some(ckpt), Some(want)) = (number, ranks) else { return Ok(()) };
+    let have = RunDir::open(run)?.manifest(CkptId(ckpt))?.size;
+    if have == want { Ok(()) } else { Err(Error::Ranks { ckpt, have, want }) }
+}
+
+/// Makes `BASE/stillpoint-UID/HASH`, each 0700 and ours, and neither a link.
+fn local_dir(base: &Path, run: &Path) -> Result<PathBuf, Error> {
+    let uid = rustix::process::geteuid().as_raw();
+    let mut dir = base.to_owned();
+    for name in [format!("stillpoint-{uid}"), short_hash(run.as_os_str().as_bytes())] {
+        dir.push(name);
+        match private_dir(&dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io("make", &dir)(e)),
+        }
+        let meta = fs::symlink_metadata(&dir).map_err(Error::io("look at", &dir))?;
+        if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o077 != 0 {
+            return Err(Error::Untrusted(dir));
+        }
+    }
+    Ok(dir)
+}
+
+fn announce(run: &Path, start: &StartFile, w: &Whereabouts) -> Result<(), Error> {
+    RunDir::open(run)?.write_json("slurm.json", w)?;
+    if let Some(index) = &start.index {
+        let key = match (&w.array_job, &w.array_task) {
+            (Some(a), Some(t)) => format!("{a}_{t}"),
+            _ => w.job.clone(),
+        };
+        let text = serde_json::to_vec_pretty(w).unwrap_or_default();
+        Index(index.clone()).announce(&directory(&w.cluster, &key), &w.step, &text)?;
+    }
+    Ok(())
+}
+
+fn reads(wanted: Stdin, task: Option<u32>) -> bool {
+    match wanted {
+        Stdin::All => true,
+        Stdin::Task(n) => task == Some(n),
+    }
+}
+
+/// Standard input from the spool: a file has an offset, at which a restart goes on. Each task has its own, as each would get
+/// all of what srun reads.
+fn spooled_input(run: &Path, mine: bool) -> Result<(), Error> {
+    let path = if mine { run.join("stdin") } else { "/dev/null".into() };
+    let file = File::open(&path).map_err(Error::io("open", &path))?;
+    rustix::stdio::dup2_stdin(&file).map_err(|e| Error::io("read", &path)(e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn the_program_stands_in_the_environment_or_in_the_arguments() {
+        let args: Vec<OsString> = vec!["-x".into()];
+        assert_eq!(command(&args, Some("./a".into())).unwrap(), ["./a", "-x"]);
+        assert_eq!(command(&["./a".into(), "-x".into()], None).unwrap(), ["./a", "-x"]);
+        assert!(command(&[], None).is_err());
+    }
+
+    #[test]
+    fn what_the_rank_finds_in_its_environment() {
+        let start = StartFile {
+            interval: Some(600.0),
+            restart: Some("/r/ckpt-000003".into()),
+            ..StartFile::default()
+        };
+        let of = |e: &[(&str, Option<OsString>)], n: &str| e.iter().find(|(k, _)| *k == n).unwrap().1.clone();
+        let e = environment(&start, Some("/tmp/l".into()));
+        assert_eq!(of(&e, "STILLPOINT_INTERVAL"), Some("600".into()));
+        assert_eq!(of(&e, "STILLPOINT_RESTART"), Some("/r/ckpt-000003".into()));
+        assert_eq!(of(&e, "STILLPOINT_LOCAL"), Some("/tmp/l".into()));
+        assert_eq!(of(&e, "STILLPOINT_KEEP"), None);
+        assert_eq!(of(&e, "STILLPOINT_TASK_PROGRAM"), None);
+    }
+
+    #[test]
+    fn the_local_directory_is_ours_or_refused() {
+        let base = std::env::temp_dir().join(format!("stillpoint-cli-local-{}", std::process::id()));
+        fs::create_dir_all(&base).unwrap();
+        let run = Path::new("/home/x/12");
+        let dir = local_dir(&base, run).unwrap();
+        assert_eq!(dir, local_dir(&base, run).unwrap());
+        assert_ne!(dir, local_dir(&base, Path::new("/home/x/13")).unwrap());
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        let user = dir.parent().unwrap();
+        fs::remove_dir_all(user).unwrap();
+        let elsewhere = base.join("elsewhere");
+        private_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, user).unwrap();
+        assert!(matches!(local_dir(&base, run), Err(Error::Untrusted(_))), "a link");
+        fs::remove_file(user).unwrap();
+        fs::create_dir(user).unwrap();
+        fs::set_permissions(user, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(matches!(local_dir(&base, run), Err(Error::Untrusted(_))), "open to others");
+        fs::remove_dir_all(&base).unwrap();
+    }
+
+    #[test]
+    fn who_reads_standard_input() {
+        assert!(reads(Stdin::All, Some(3)) && reads(Stdin::All, None));
+        assert!(reads(Stdin::Task(0), Some(0)) && !reads(Stdin::Task(0), Some(1)));
+    }
+}
