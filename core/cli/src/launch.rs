@@ -45,7 +45,7 @@ pub(crate) fn code(status: ExitStatus) -> u8 {
 
 /// Whether the launcher's status is one that a rank has given itself. The launcher ends the other ranks then, and the agent
 /// may hear of such an end before the goodbye that was its cause: the two come over different connections.
-fn is_result(o: &JobOutcome, status: u8) -> bool {
+pub(crate) fn is_result(o: &JobOutcome, status: u8) -> bool {
     let mut given = o.abort.iter().chain(&o.exited).map(|(_, c)| c & 0xff);
     status != 0 && given.any(|c| c == i32::from(status))
 }

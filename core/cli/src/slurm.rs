@@ -13,6 +13,7 @@
 //! - [`start`]: the file by which the supervisor tells the tasks what to do.
 //! - [`task`]: in front of every task.
 //! - [`job`]: what Slurm says of a job. [`args`]: the little that must be known of srun's command line.
+//! - [`occasion`]: checkpoints before the time limit.
 //! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments.
 //!
 //! What a reader would get wrong: none of these talks to Slurm but by its own commands (srun, scontrol, squeue, scancel), found
@@ -22,6 +23,7 @@ pub(crate) mod args;
 pub(crate) mod identity;
 pub(crate) mod job;
 pub(crate) mod judge;
+pub(crate) mod occasion;
 pub(crate) mod request;
 pub(crate) mod scontrol;
 pub(crate) mod start;

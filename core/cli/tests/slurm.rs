@@ -109,12 +109,18 @@ mod tests {
         let out = step(&lab.0, &[], &[], &["-n1", "sh", "-c", "env; exit 3"]).output().unwrap();
         assert_eq!(out.status.code(), Some(3), "{}", said(&out));
         let env = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(env.contains("\nSTILLPOINT_INTERVAL=600\n") && !env.contains("STILLPOINT_TASK_PROGRAM"), "{env}");
+        assert!(
+            env.contains("\nSTILLPOINT_INTERVAL=600\n") && !env.contains("STILLPOINT_TASK_PROGRAM"),
+            "{env}"
+        );
         assert!(env.contains(&format!("STILLPOINT_LOCAL={}/stillpoint-", lab.0.display())), "{env}");
         assert_eq!(log(&lab.0), "srun 0 -n1 sh -c env; exit 3\n");
         let text = fs::read_to_string(run(&lab.0, 1).join("slurm.json")).unwrap();
         let w: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!((&w["cluster"], &w["job"], &w["step"], &w["incarnation"]), (&"lab".into(), &"77".into(), &"0".into(), &0.into()));
+        assert_eq!(
+            (&w["cluster"], &w["job"], &w["step"], &w["incarnation"]),
+            (&"lab".into(), &"77".into(), &"0".into(), &0.into())
+        );
         let index = run(&lab.0, 1).with_file_name("slurm").join("lab.77/step-0");
         assert!(fs::read_to_string(index).unwrap().contains("\"run\""));
     }
@@ -151,7 +157,11 @@ mod tests {
         let out = step(&lab.0, &JOB, &[], &["sh", "-c", "kill -9 $$"]).output().unwrap();
         assert_eq!(out.status.code(), Some(137), "{}", said(&out));
         assert_eq!(said(&out).matches("restart from the beginning").count(), 3, "{}", said(&out));
-        assert!(log(&lab.0).ends_with("srun 2 sh -c kill -9 $$\nsrun 3 sh -c kill -9 $$\n"), "{}", log(&lab.0));
+        assert!(
+            log(&lab.0).ends_with("srun 2 sh -c kill -9 $$\nsrun 3 sh -c kill -9 $$\n"),
+            "{}",
+            log(&lab.0)
+        );
     }
 
     #[test]
@@ -187,7 +197,9 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(10));
             }
         };
-        let kill = |s: &str, p: u32| assert!(Command::new("kill").args([s, &p.to_string()]).status().unwrap().success());
+        let kill = |s: &str, p: u32| {
+            assert!(Command::new("kill").args([s, &p.to_string()]).status().unwrap().success())
+        };
         let mut child = step(&lab.0, &JOB, &[], &["sh", "-c", program]).spawn().unwrap();
         pid(&lab);
         kill("-USR1", child.id());
@@ -234,7 +246,9 @@ mod tests {
         let none = scontrol(&["checkpoint", "create", "5"]);
         assert_eq!(none.status.code(), Some(1));
         assert!(said(&none).contains("no step of job 5 runs under Stillpoint"), "{}", said(&none));
-        let mut child = step(&lab.0, &JOB, &[], &["sh", "-c", "while [ ! -e end ]; do sleep 0.05; done"]).spawn().unwrap();
+        let mut child = step(&lab.0, &JOB, &[], &["sh", "-c", "while [ ! -e end ]; do sleep 0.05; done"])
+            .spawn()
+            .unwrap();
         let until = Instant::now() + Duration::from_secs(20);
         while !run(&lab.0, 1).join("slurm.json").exists() {
             assert!(Instant::now() < until);
@@ -265,7 +279,8 @@ mod tests {
         // Root would become the owner.
         let root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
         fs::write(lab.0.join("uid"), if root { "4242424" } else { "0" }).unwrap();
-        let out = command(&lab.0, &lab.0.join("front/scontrol"), &["checkpoint", "create", "5"]).output().unwrap();
+        let out =
+            command(&lab.0, &lab.0.join("front/scontrol"), &["checkpoint", "create", "5"]).output().unwrap();
         assert_eq!(out.status.code(), Some(1));
         assert!(said(&out).contains("access denied: job 5 belongs to"), "{}", said(&out));
     }

@@ -7,7 +7,7 @@
 //! | `scancel -s USR1 JOB.STEP` | 138 | RUNNING; srun's own job: FAILED |
 //! | `scancel JOB` | 143 | COMPLETING, then CANCELLED |
 //! | `scontrol requeue JOB` | 143 | COMPLETING, then PENDING |
-//! | a node failed | 143 | NODE_FAIL; with `--no-kill` 137 and RUNNING |
+//! | a node failed | 143, 0 if there was no other | NODE_FAIL; with `--no-kill` 137 or 0, and RUNNING |
 //!
 //! What a reader would get wrong: nothing that srun or slurmctld say afterwards tells `scancel JOB.STEP` from a crash. The
 //! accounting data base does where there is one, and a mark in the run directory that `scancel` leaves when it is ours.
@@ -26,6 +26,8 @@ const INTERRUPT: Duration = Duration::from_secs(10);
 pub(crate) const IN_A_ROW: u32 = 3;
 /// How long Slurm may take to find out that a node is dead, and refuse or lose what is started on it.
 const BLIND: Duration = Duration::from_secs(15 * 60);
+/// And to clean up behind a step, once it has.
+const CLEAN: Duration = Duration::from_secs(60);
 
 /// What is known when srun has ended.
 #[derive(Clone, Debug, Default)]
@@ -77,6 +79,11 @@ fn runs_on(state: &str) -> bool {
     ["RUNNING", "SUSPENDED", "STOPPED", "CONFIGURING", "RESIZING"].contains(&state)
 }
 
+/// Whether the ranks themselves have said how they ended, all of them, and srun says the same.
+pub(crate) fn is_sure(f: &Facts) -> bool {
+    f.outcome.as_ref().is_some_and(|o| o.ended && (!o.restart || launch::is_result(o, f.status)))
+}
+
 pub(crate) fn judge(f: &Facts) -> End {
     let o = f.outcome.as_ref();
     if let Some(ckpt) = o.and_then(|o| o.stopped_at) {
@@ -94,8 +101,11 @@ pub(crate) fn judge(f: &Facts) -> End {
     } else if state.is_some_and(|s| ["CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED", "REVOKED"].contains(&s))
     {
         return End::Interrupted(f.status);
-    } else if state.is_some_and(|s| ["NODE_FAIL", "BOOT_FAIL"].contains(&s)) && f.status != 0 {
-        return End::Lost { ranks: o.map_or(vec![], |o| o.lost.clone()), status: f.status, node: true };
+    }
+    // With its only node gone, srun has no status of any task, and says 0.
+    let node = f.node_gone || state.is_some_and(|s| ["NODE_FAIL", "BOOT_FAIL"].contains(&s));
+    if node && !is_sure(f) {
+        return End::Lost { ranks: o.map_or(vec![], |o| o.lost.clone()), status: f.status.max(1), node };
     }
     // Only what has started can have a result.
     if f.status != 0 && o.is_none() && !f.started {
@@ -105,7 +115,7 @@ pub(crate) fn judge(f: &Facts) -> End {
         Verdict::Ended(s) => End::Ended(s),
         Verdict::Stopped(ckpt) => End::Stopped(ckpt),
         Verdict::Interrupted(s) => End::Interrupted(s),
-        Verdict::Lost(ranks, status) => End::Lost { ranks, status, node: f.node_gone },
+        Verdict::Lost(ranks, status) => End::Lost { ranks, status, node },
     }
 }
 
@@ -127,6 +137,8 @@ pub(crate) struct Before {
     pub(crate) in_a_row: u32,
     /// Since ranks were lost last.
     pub(crate) since_loss: Option<Duration>,
+    /// Slurm had noticed then that a node was gone.
+    pub(crate) noticed: bool,
 }
 
 /// From the end of a start to what follows. What a program without any checkpoint has done is not done once more, unless it
@@ -137,7 +149,7 @@ pub(crate) fn next(end: &End, before: Before) -> Next {
         // 128 + SIGTERM: what stands behind `&&` in a script is for a step that has reached its end.
         End::Stopped(_) => Next::End(143),
         End::NotStarted(s) => match before.since_loss {
-            Some(t) if t < BLIND => Next::Again,
+            Some(t) if t < if before.noticed { CLEAN } else { BLIND } => Next::Again,
             _ => Next::End(*s),
         },
         End::Lost { status, .. } if before.in_a_row >= IN_A_ROW => Next::End(*status),
@@ -196,7 +208,10 @@ mod tests {
         assert_eq!(judge(&Facts { outcome: lost(), ..own(143, "CANCELLED") }), End::Interrupted(143));
         assert_eq!(judge(&Facts { outcome: lost(), ..own(143, "TIMEOUT") }), End::Interrupted(143));
         assert_eq!(judge(&own(0, "COMPLETED")), End::Ended(0));
-        assert_eq!(judge(&own(0, "NODE_FAIL")), End::Ended(0));
+        let dead = End::Lost { ranks: vec![], status: 1, node: true };
+        assert_eq!(judge(&own(0, "NODE_FAIL")), dead, "nobody was left to tell a status");
+        let good = JobOutcome { exited: vec![(0, 0)], ended: true, ..JobOutcome::default() };
+        assert_eq!(judge(&Facts { outcome: Some(good), ..own(0, "NODE_FAIL") }), End::Ended(0));
         let result = JobOutcome { exited: vec![(0, 3)], ended: true, ..JobOutcome::default() };
         assert_eq!(judge(&Facts { outcome: Some(result), ..own(3, "FAILED") }), End::Ended(3));
         let abort = JobOutcome { abort: Some((1, 9)), ended: true, ..JobOutcome::default() };
@@ -221,6 +236,8 @@ mod tests {
         assert_eq!(next(&End::NotStarted(1), none), Next::End(1));
         let soon = Before { since_loss: Some(Duration::from_secs(5)), ..none };
         assert_eq!(next(&End::NotStarted(1), soon), Next::Again);
+        let noticed = Before { since_loss: Some(CLEAN), noticed: true, ..none };
+        assert_eq!(next(&End::NotStarted(1), noticed), Next::End(1), "there are not nodes enough");
         let late = Before { since_loss: Some(BLIND), ..none };
         assert_eq!(next(&End::NotStarted(1), late), Next::End(1));
     }

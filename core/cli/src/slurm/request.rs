@@ -159,6 +159,11 @@ pub(crate) fn parse(words: &[String]) -> Result<Request, String> {
             _ => return Err(format!("invalid input: {word}; request aborted")),
         }
     }
+    if let Some(dir) = r.image_dir.as_ref().filter(|_| takes) {
+        return Err(format!(
+            "ImageDir={dir}: a checkpoint lies with its run, whose place --ckpt-dir says at the start"
+        ));
+    }
     if r.what == Operation::Requeue && r.step.is_some() {
         return Err(format!("{id}: only a whole job can be requeued"));
     }
@@ -220,8 +225,9 @@ mod tests {
     #[test]
     fn jobs_steps_and_options() {
         let of = |t: &str| parse(&words(t));
-        let r = of("create 5.2 MaxWait=30 imagedir=/x").unwrap();
-        assert_eq!((r.job.as_str(), r.step.as_deref(), r.image_dir.as_deref()), ("5", Some("2"), Some("/x")));
+        let r = of("create 5.2 MaxWait=30").unwrap();
+        assert_eq!((r.job.as_str(), r.step.as_deref()), ("5", Some("2")));
+        assert!(of("create 5 imagedir=/x").unwrap_err().contains("--ckpt-dir"));
         assert_eq!(r.max_wait, Some(Duration::from_secs(30)));
         assert!(of("restart 5 StickToNodes ImageDir=/x").unwrap().stick);
         assert_eq!(of("able 100_3").unwrap().job, "100_3");

@@ -27,7 +27,8 @@ use crate::signals::Heard;
 use crate::slurm::args::{Input, understand};
 use crate::slurm::identity::{Index, Life, digest, output};
 use crate::slurm::job::{self, Ask, Whereabouts};
-use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, judge, next};
+use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, is_sure, judge, next};
+use crate::slurm::occasion::TimeLimit;
 use crate::slurm::scontrol::Cancelled;
 use crate::slurm::start::{StartFile, Stdin, passed_over};
 
@@ -286,7 +287,13 @@ impl Step<'_> {
             StartFile { incarnation, restart, ..self.model.clone() }.write(self.job)?;
             let patience = Duration::from_secs(4);
             let watch = Watch { job: self.job, incarnation, patience };
-            let is_lost = &mut || watch.outcome_file().is_some_and(|o| o.restart);
+            let mut limit = TimeLimit::new(self.job, self.ask, self.json);
+            let is_lost = &mut || {
+                if self.model.on.iter().any(|o| o == "timelimit") {
+                    limit.tick(self.slurm_job(incarnation).as_deref());
+                }
+                watch.outcome_file().is_some_and(|o| o.restart)
+            };
             let last_resort = &mut || self.cancel(incarnation);
             let seen = watch.run(self.command(incarnation)?, &mut heard, is_lost, last_resort)?;
             let facts = Facts {
@@ -303,6 +310,9 @@ impl Step<'_> {
             before.since_loss = lost_at.map(|t| t.elapsed());
             let what_next = next(&end, before);
             self.tell(&end, &what_next, &facts, incarnation)?;
+            if limit.due && matches!(end, End::Stopped(_)) {
+                self.requeue();
+            }
             match what_next {
                 Next::End(status) => return Ok(status),
                 Next::Again => {
@@ -313,6 +323,7 @@ impl Step<'_> {
                 Next::Restart { scratch } => {
                     before.in_a_row += 1;
                     lost_at = Some(Instant::now());
+                    before.noticed = scratch;
                     from = match newest(self.job, self.json) {
                         Ok(c) => From::Checkpoint(c.into()),
                         Err(_) if scratch => From::Beginning,
@@ -365,8 +376,9 @@ impl Step<'_> {
         let w = self.whereabouts(incarnation);
         f.started = w.is_some();
         let end = judge(&f);
-        let id = self.life.as_ref().map(|l| l.job.clone()).or_else(|| w.as_ref().map(|w| w.job.clone()));
-        let (Some(id), true) = (id, self.life.is_some() || matches!(end, End::Lost { .. })) else {
+        let unclear = matches!(end, End::Lost { .. }) || (!is_sure(&f) && matches!(end, End::Ended(_)));
+        let id = self.slurm_job(incarnation);
+        let (Some(id), true) = (id, self.life.is_some() || unclear) else {
             return (end, f);
         };
         // SIGTERM is how Slurm ends a job; which of its reasons it was shows when the job is complete.
@@ -380,13 +392,32 @@ impl Step<'_> {
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        if let (End::Lost { .. }, Some(w)) = (judge(&f), &w) {
+        if let Some(w) = w.as_ref().filter(|_| unclear) {
             f.node_gone = job::is_node_gone(self.ask, &w.nodes);
             f.cancelled = !f.node_gone
+                && matches!(judge(&f), End::Lost { .. })
                 && (Cancelled::stands(self.job, incarnation)
                     || job::was_cancelled(self.ask, &w.job, &w.step));
         }
         (judge(&f), f)
+    }
+
+    /// Slurm's number of the job around us, or of the one that srun has made.
+    fn slurm_job(&self, incarnation: u32) -> Option<String> {
+        match &self.life {
+            Some(l) => Some(l.job.clone()),
+            None => self.whereabouts(incarnation).map(|w| w.job),
+        }
+    }
+
+    /// Has the batch job around us begin another life.
+    fn requeue(&self) {
+        let Some(life) = &self.life else { return };
+        if job::look(self.ask, &life.job).is_some_and(|v| v.batch && v.requeue) {
+            if let Err(e) = (self.ask)("scontrol", &["requeue", &life.job]) {
+                say(self.json, "timelimit", self.job, &format!("job {} is not requeued: {e}", life.job));
+            }
+        }
     }
 
     /// Ends a step that srun does not end.
