@@ -9,6 +9,11 @@
 //!           stdin            standard input, spooled
 //!           agent.log        the agent's; history.jsonl: a line a commit and a restart, for people
 //!           ckpt-NNNNNN/ …   and what else the store keeps there
+//!  of srun: starts/NNNNNN.json  what the tasks of a start are told
+//!           slurm.json       in which step it is, told by task 0
+//!           result.json      how the step has ended: a requeued job does not run it again
+//!           disabled         `scontrol checkpoint disable`; cancelled: `scancel JOB.STEP` was here
+//!  <home>/slurm/             which run belongs to which job
 //! ```
 //!
 //! What a reader would get wrong: whether a job runs is told by the lock, never by a process id in a file. Runs *next door*.

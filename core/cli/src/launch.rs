@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getpgrp, kill_process};
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGINT, SIGQUIT};
 use stillpoint_coord::message::JobOutcome;
 
 use crate::error::Error;
@@ -280,8 +280,8 @@ fn wait(
             return Ok(s);
         }
         if let Some(s) = heard.next(next_look.saturating_duration_since(Instant::now())) {
-            // A ^C at the terminal has reached the whole foreground group already.
-            if !(s == SIGINT && in_foreground()) {
+            // A ^C or ^\ at the terminal has reached the whole foreground group already.
+            if !([SIGINT, SIGQUIT].contains(&s) && in_foreground()) {
                 if let Some(s) = Signal::from_named_raw(s) {
                     let _ = kill_process(pid, s);
                 }

@@ -179,7 +179,7 @@ mod tests {
         fs::write(lab.0.join("no-start"), "").unwrap();
         let out = step(&lab.0, &JOB, &[], &["true"]).output().unwrap();
         assert_eq!((out.status.code(), log(&lab.0).lines().count()), (Some(1), 1), "{}", said(&out));
-        assert!(!run(&lab.0, 1).join("result.json").exists());
+        assert!(!run(&lab.0, 1).exists(), "nothing has run");
     }
 
     #[test]
@@ -214,6 +214,15 @@ mod tests {
             assert!(Instant::now() < until, "the task has outlived its supervisor");
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    #[test]
+    fn a_checkpoint_before_the_time_limit_is_asked_for() {
+        let lab = lab("limit");
+        script(&lab.0.join("bin/squeue"), "echo 0:30\n");
+        let out = step(&lab.0, &JOB, &["--on", "timelimit,preempt"], &["sleep", "3"]).output().unwrap();
+        assert_eq!(out.status.code(), Some(0), "{}", said(&out));
+        assert!(said(&out).contains("30 s to the time limit; a checkpoint is taken"), "{}", said(&out));
     }
 
     #[test]

@@ -314,7 +314,13 @@ impl Step<'_> {
                 self.requeue();
             }
             match what_next {
-                Next::End(status) => return Ok(status),
+                Next::End(status) => {
+                    if matches!((&end, &from), (End::NotStarted(_), From::New)) {
+                        // Nothing has run: no run is left behind.
+                        let _ = std::fs::remove_dir_all(&self.job.dir);
+                    }
+                    return Ok(status);
+                }
                 Next::Again => {
                     if let Some(s) = self.pause(&mut heard, Duration::from_secs(5)) {
                         return Ok(s);
