@@ -180,7 +180,7 @@ fn main() -> ExitCode {
     match (name, rest.first().and_then(|w| w.to_str())) {
         (Some(slurm::task::NAME), _) => return slurm::task::main(rest),
         (Some("scontrol"), _) => return slurm::scontrol::scontrol(&words[0], rest).into(),
-        (Some("scancel"), _) => return slurm::scontrol::scancel(&words[0], rest).into(),
+        (Some("scancel"), _) => return slurm::scancel::scancel(&words[0], rest).into(),
         // Every word behind it is scontrol's, also those that we would understand.
         (_, Some("scontrol")) => return slurm::scontrol::scontrol("scontrol".as_ref(), &rest[1..]).into(),
         _ => {}

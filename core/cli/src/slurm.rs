@@ -9,22 +9,25 @@
 //! ```
 //!
 //! - [`step`]: the supervisor in srun's place; [`judge`]: how a start ended, and what is to be done.
+//! - [`choose`]: which run a step is.
 //! - [`identity`]: the index of runs by job, where a requeued job finds its own.
 //! - [`start`]: the file by which the supervisor tells the tasks what to do.
 //! - [`task`]: in front of every task.
 //! - [`job`]: what Slurm says of a job. [`args`]: the little that must be known of srun's command line.
 //! - [`occasion`]: checkpoints before the time limit.
-//! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments.
+//! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments; [`scancel`].
 //!
 //! What a reader would get wrong: none of these talks to Slurm but by its own commands (srun, scontrol, squeue, scancel), found
 //! in PATH behind ourselves, so that one build serves every release. Runs *next door*.
 
 pub(crate) mod args;
+pub(crate) mod choose;
 pub(crate) mod identity;
 pub(crate) mod job;
 pub(crate) mod judge;
 pub(crate) mod occasion;
 pub(crate) mod request;
+pub(crate) mod scancel;
 pub(crate) mod scontrol;
 pub(crate) mod start;
 pub(crate) mod step;

@@ -1,5 +1,5 @@
 //! The front of scontrol: answers `scontrol checkpoint …`, and hands everything else, as it is, to the real one, the empty
-//! command line (scontrol asks for commands then) included. And the front of scancel, which leaves a mark.
+//! command line (scontrol asks for commands then) included.
 //!
 //! What a reader would get wrong: the owner's run directories are closed to everybody else, so that the permission is the file
 //! system's; the question to Slurm is for a message that helps. Root becomes the owner. Runs *next door*.
@@ -9,10 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc::channel;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
-use serde::{Deserialize, Serialize};
 use stillpoint_storage::run::RunDir;
 
 use crate::catalog;
@@ -26,7 +25,7 @@ use crate::slurm::request::{Line, Operation, Request, line, parse};
 use crate::talk;
 
 /// Becomes the real one; comes back only with a failure.
-fn pass_on(arg0: &OsStr, name: &str, args: &[OsString]) -> u8 {
+pub(crate) fn pass_on(arg0: &OsStr, name: &str, args: &[OsString]) -> u8 {
     let e = match job::real(OsStr::new(name)) {
         None => Error::NoSlurm(name.into()),
         Some(program) => {
@@ -86,11 +85,11 @@ impl Told {
 
 /// A step that runs under Stillpoint.
 #[derive(Clone, Debug)]
-struct Found {
+pub(crate) struct Found {
     /// JOB.STEP, as Slurm names it.
-    name: String,
-    run: Job,
-    incarnation: u32,
+    pub(crate) name: String,
+    pub(crate) run: Job,
+    pub(crate) incarnation: u32,
 }
 
 struct Front<'a> {
@@ -361,7 +360,7 @@ impl Front<'_> {
 }
 
 /// The run of a step, if the step is the one in which the run is now.
-fn current(w: &Whereabouts, name: &str) -> Option<Found> {
+pub(crate) fn current(w: &Whereabouts, name: &str) -> Option<Found> {
     let now: Whereabouts = RunDir::open(&w.run).ok()?.read_json("slurm.json").ok()?;
     let run = Job { name: w.run.file_name()?.to_string_lossy().into_owned(), dir: w.run.clone() };
     let same = now.job == w.job && now.step == w.step && now.incarnation == w.incarnation;
@@ -406,81 +405,16 @@ fn last_error(f: &Found) -> String {
     }
 }
 
-/// The mark that `scancel JOB.STEP` leaves: nothing else tells the supervisor that it was no failure.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Cancelled {
-    incarnation: u32,
-    /// Seconds since 1970.
-    time: u64,
-}
-
-impl Cancelled {
-    const FILE: &str = "cancelled";
-    /// A step that lives longer after the mark was not ended by it.
-    const STANDS: Duration = Duration::from_secs(60);
-
-    fn now() -> u64 {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
-    }
-
-    fn mark(f: &Found) {
-        let mark = Cancelled { incarnation: f.incarnation, time: Cancelled::now() };
-        // If it cannot be written, the step may be restarted; the cancel goes its way all the same.
-        let _ = RunDir::open(&f.run.dir).and_then(|r| r.note_json(Cancelled::FILE, &mark));
-    }
-
-    pub(crate) fn stands(run: &Job, incarnation: u32) -> bool {
-        let mark = RunDir::open(&run.dir).and_then(|r| r.read_json::<Cancelled>(Cancelled::FILE));
-        let limit = Cancelled::now().saturating_sub(Cancelled::STANDS.as_secs());
-        mark.is_ok_and(|m| m.incarnation == incarnation && m.time >= limit)
-    }
-}
-
-/// `scancel` with these arguments: marks the steps that are named, and becomes the real one.
-pub(crate) fn scancel(arg0: &OsStr, args: &[OsString]) -> u8 {
-    if let Ok(index) = Index::usual() {
-        for (key, step) in args.iter().filter_map(|a| named_step(a.to_str()?)) {
-            for w in index.announced(key).iter().filter(|w| w.step == step) {
-                if let Some(f) = current(w, key) {
-                    Cancelled::mark(&f);
-                }
-            }
-        }
-    }
-    pass_on(arg0, "scancel", args)
-}
-
-/// N.S or N_T.S.
-fn named_step(word: &str) -> Option<(&str, &str)> {
-    let (job, step) = word.split_once('.')?;
-    let digits = |t: &str, also: char| !t.is_empty() && t.chars().all(|c| c.is_ascii_digit() || c == also);
-    (digits(job, '_') && digits(step, '0')).then_some((job, step))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
 
     #[test]
-    fn steps_that_scancel_names() {
-        assert_eq!(named_step("5.0"), Some(("5", "0")));
-        assert_eq!(named_step("100_3.12"), Some(("100_3", "12")));
-        for no in ["5", "-s", "5.batch", "a.b", "5.", ".1"] {
-            assert_eq!(named_step(no), None, "{no}");
-        }
-    }
-
-    #[test]
-    fn a_mark_is_of_one_start_and_wears_off() {
-        let dir = std::env::temp_dir().join(format!("stillpoint-cli-mark-{}", std::process::id()));
-        let run = RunDir::create(&dir).unwrap();
+    fn forbidden_and_allowed() {
+        let dir = std::env::temp_dir().join(format!("stillpoint-cli-forbid-{}", std::process::id()));
+        RunDir::create(&dir).unwrap();
         let job = Job { name: "1".into(), dir: dir.clone() };
-        assert!(!Cancelled::stands(&job, 2));
-        Cancelled::mark(&Found { name: "5.0".into(), run: job.clone(), incarnation: 2 });
-        assert!(Cancelled::stands(&job, 2) && !Cancelled::stands(&job, 3));
-        run.note_json(Cancelled::FILE, &Cancelled { incarnation: 2, time: Cancelled::now() - 100 }).unwrap();
-        assert!(!Cancelled::stands(&job, 2));
         forbid(&job, true).unwrap();
         assert!(job.path(DISABLED).exists());
         forbid(&job, false).unwrap();

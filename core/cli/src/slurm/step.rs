@@ -10,27 +10,27 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM};
-use stillpoint_storage::run::{RunDir, RunInfo};
+use stillpoint_storage::run::RunDir;
 
 use crate::catalog::{self, Checkpoint};
 use crate::error::{Error, chain};
-use crate::home::{Description, Home, Job, Lock, bytes, split};
+use crate::home::{Description, Home, Job};
 use crate::launch::{Watch, spool_stdin};
 use crate::run::{ranks_text, say, seconds};
 use crate::signals::Heard;
 use crate::slurm::args::{Input, understand};
-use crate::slurm::identity::{Index, Life, digest, output};
+use crate::slurm::choose::{Ended, From, RESULT, choose, description, newest};
+use crate::slurm::identity::{Index, Life};
 use crate::slurm::job::{self, Ask, Whereabouts};
 use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, is_sure, judge, next};
 use crate::slurm::occasion::TimeLimit;
-use crate::slurm::scontrol::Cancelled;
-use crate::slurm::start::{StartFile, Stdin, passed_over};
+use crate::slurm::scancel::Cancelled;
+use crate::slurm::start::{StartFile, Stdin};
 
 /// Arguments of `slurm-step`, which the plugin gives.
 #[derive(Debug, Args)]
@@ -58,23 +58,6 @@ pub(crate) struct StepArgs {
     args: Vec<OsString>,
 }
 
-/// How a step has ended (`result.json`): a requeued job does not run it again.
-#[derive(Debug, Serialize, Deserialize)]
-struct Ended {
-    status: u8,
-    incarnation: u32,
-}
-const RESULT: &str = "result.json";
-
-/// Where a start begins.
-enum From {
-    /// A run that was just made.
-    New,
-    /// The beginning, in a run that has been started before.
-    Beginning,
-    Checkpoint(Box<Checkpoint>),
-}
-
 /// A step under our care.
 struct Step<'a> {
     job: &'a Job,
@@ -85,13 +68,6 @@ struct Step<'a> {
     model: StartFile,
     json: bool,
     ask: Ask<'a>,
-}
-
-/// A run that was found or made, and where it begins.
-struct Chosen {
-    job: Job,
-    from: From,
-    _lock: Option<Lock>,
 }
 
 pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8, Error> {
@@ -108,7 +84,7 @@ pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8,
         index: index.as_ref().map(|i| i.0.clone()),
         ..StartFile::default()
     };
-    let what = description(&given, interval)?;
+    let what = description(&given.args, interval, given.keep)?;
     let ask: Ask<'_> = &job::ask;
     let chosen =
         match choose(home, &what, given.restart.as_deref(), index.as_ref().zip(life.as_ref()), ask, json)? {
@@ -155,125 +131,13 @@ pub(crate) fn again(
     Step { job, srun, args, life, model, json, ask: &job::ask }.supervise(From::Checkpoint(from.into()))
 }
 
-fn description(given: &StepArgs, interval: Option<f64>) -> Result<Description, Error> {
-    let cwd = std::env::current_dir().map_err(Error::io("find", Path::new(".")))?;
-    let words: Vec<OsString> = ["srun".into()].into_iter().chain(given.args.iter().cloned()).collect();
-    Ok(Description {
-        info: RunInfo {
-            command: words.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
-            size: 0,
-            cwd: cwd.to_string_lossy().into_owned(),
-            launcher: vec!["srun".into()],
-            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        },
-        argv: bytes(&words),
-        interval,
-        slurm: true,
-        keep: given.keep,
-        ..Description::default()
-    })
-}
-
-/// Finds out which run this is. `Err`: one that has ended in an earlier life of the job, with this status.
-fn choose(
-    home: &Home,
-    what: &Description,
-    restart: Option<&str>,
-    around: Option<(&Index, &Life)>,
-    ask: Ask<'_>,
-    json: bool,
-) -> Result<Result<Chosen, u8>, Error> {
-    let place = match around {
-        Some((index, life)) => {
-            if let Some(view) = job::look(ask, &life.job).filter(|v| v.state != "CONFIGURING") {
-                index.begin(life, &view.start)?;
-            }
-            let hash = digest(Path::new(&what.info.cwd), &what.argv());
-            Some(index.claim(life, &hash, &output())?)
-        }
-        None => None,
-    };
-    let found = place.as_ref().and_then(|p| p.run.as_ref()).filter(|_| restart != Some("none"));
-    if let Some(job) = found.and_then(|dir| found_job(home, dir)) {
-        if let Ok(ended) = RunDir::open(&job.dir)?.read_json::<Ended>(RESULT) {
-            let s = ended.status;
-            let text = format!(
-                "run {}: this step has ended before the job was requeued; its status was {s}",
-                job.name
-            );
-            say(json, "ended", &job, &text);
-            return Ok(Err(s));
-        }
-        // The one who held it is gone with its node, and the file server may not have noticed; a later start shuts out an
-        // earlier one (INV-4).
-        let lock = lock_in(&job, Duration::from_secs(5));
-        let from = newest(&job, json).map_or(From::Beginning, |c| From::Checkpoint(c.into()));
-        let text = match &from {
-            From::Checkpoint(c) => format!("run {}: goes on from checkpoint {}", job.name, c.id),
-            _ => format!("run {}: there is no checkpoint to go on from; starts from the beginning", job.name),
-        };
-        say(json, "restart", &job, &text);
-        return Ok(Ok(Chosen { job, from, _lock: lock }));
-    }
-    let chosen = match restart.filter(|r| *r != "none") {
-        Some(name) => {
-            let (name, id) = split(name);
-            let job = home.job(name)?;
-            let lock = job.lock()?;
-            let c = match id {
-                Some(_) => {
-                    let c = catalog::find(&job, id)?;
-                    c.verify(&job, &mut catalog::meter(!json))?;
-                    c
-                }
-                None => newest(&job, json)?,
-            };
-            let _ = std::fs::remove_file(job.path(RESULT));
-            say(json, "restart", &job, &format!("run {}: restart from checkpoint {}", job.name, c.id));
-            Chosen { job, from: From::Checkpoint(c.into()), _lock: Some(lock) }
-        }
-        None => {
-            let job = home.create(what)?;
-            let lock = job.lock()?;
-            Chosen { job, from: From::New, _lock: Some(lock) }
-        }
-    };
-    if let Some(p) = place {
-        p.remember(&chosen.job.dir)?;
-    }
-    Ok(Ok(chosen))
-}
-
-/// A run by its directory; named by its number where that is enough to find it.
-fn found_job(home: &Home, dir: &Path) -> Option<Job> {
-    let number = dir.file_name().and_then(|n| n.to_str()).filter(|_| dir.parent() == Some(&home.0));
-    home.job(number.or_else(|| dir.to_str())?).ok()
-}
-
-fn lock_in(job: &Job, patience: Duration) -> Option<Lock> {
-    let until = Instant::now() + patience;
-    loop {
-        match job.lock() {
-            Ok(l) => return Some(l),
-            Err(_) if Instant::now() >= until => return None,
-            Err(_) => std::thread::sleep(Duration::from_millis(100)),
-        }
-    }
-}
-
-/// The newest checkpoint that is sound and that the run has passed through.
-fn newest(job: &Job, json: bool) -> Result<Checkpoint, Error> {
-    let skip =
-        &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
-    catalog::newest_sound_but(job, &passed_over(job), skip)
-}
-
 impl Step<'_> {
     /// Starts srun until the step has ended by itself, was ended, or cannot be restarted.
     fn supervise(&self, mut from: From) -> Result<u8, Error> {
         let mut heard = Heard::new()?;
         let mut before = Before::default();
         let mut lost_at: Option<Instant> = None;
+        let mut shrunk = false;
         loop {
             let incarnation = if matches!(from, From::New) {
                 0
@@ -295,7 +159,15 @@ impl Step<'_> {
                 watch.outcome_file().is_some_and(|o| o.restart)
             };
             let last_resort = &mut || self.cancel(incarnation);
-            let seen = watch.run(self.command(incarnation)?, &mut heard, is_lost, last_resort)?;
+            let mut command = self.command(incarnation)?;
+            if shrunk {
+                let ranks = match &from {
+                    From::Checkpoint(c) => Some(c.manifest.size),
+                    _ => None,
+                };
+                forget_nodes(&mut command, ranks, std::env::var_os("SLURM_NTASKS").is_some());
+            }
+            let seen = watch.run(command, &mut heard, is_lost, last_resort)?;
             let facts = Facts {
                 outcome: seen.outcome,
                 status: seen.status,
@@ -311,7 +183,7 @@ impl Step<'_> {
             let what_next = next(&end, before);
             self.tell(&end, &what_next, &facts, incarnation)?;
             if limit.due && matches!(end, End::Stopped(_)) {
-                self.requeue();
+                self.requeue(&mut heard);
             }
             match what_next {
                 Next::End(status) => {
@@ -330,6 +202,7 @@ impl Step<'_> {
                     before.in_a_row += 1;
                     lost_at = Some(Instant::now());
                     before.noticed = scratch;
+                    shrunk |= scratch && self.life.is_some();
                     from = match newest(self.job, self.json) {
                         Ok(c) => From::Checkpoint(c.into()),
                         Err(_) if scratch => From::Beginning,
@@ -416,11 +289,16 @@ impl Step<'_> {
         }
     }
 
-    /// Has the batch job around us begin another life.
-    fn requeue(&self) {
+    /// Has the batch job around us begin another life, and waits for the end of this one: what follows in the script is not to
+    /// be run now.
+    fn requeue(&self, heard: &mut Heard) {
         let Some(life) = &self.life else { return };
-        if job::look(self.ask, &life.job).is_some_and(|v| v.batch && v.requeue) {
-            if let Err(e) = (self.ask)("scontrol", &["requeue", &life.job]) {
+        if !job::look(self.ask, &life.job).is_some_and(|v| v.batch && v.requeue) {
+            return;
+        }
+        match (self.ask)("scontrol", &["requeue", &life.job]) {
+            Ok(_) => drop(self.pause(heard, Duration::from_secs(30))),
+            Err(e) => {
                 say(self.json, "timelimit", self.job, &format!("job {} is not requeued: {e}", life.job));
             }
         }
@@ -493,6 +371,23 @@ impl Step<'_> {
     }
 }
 
+/// An allocation that has lost a node is still described with it in our environment, and srun believes that: it would want as
+/// many nodes as there were. The number of tasks, which srun may have taken from it, is that of the checkpoint.
+fn forget_nodes(c: &mut Command, ranks: Option<u32>, told: bool) {
+    for name in [
+        "SLURM_NNODES",
+        "SLURM_JOB_NUM_NODES",
+        "SLURM_NODELIST",
+        "SLURM_JOB_NODELIST",
+        "SLURM_TASKS_PER_NODE",
+    ] {
+        c.env_remove(name);
+    }
+    if let Some(n) = ranks.filter(|_| !told) {
+        c.env("SLURM_NTASKS", n.to_string());
+    }
+}
+
 /// `slurm-child`: becomes srun, and dies with its parent. The death signal must be asked for by the child itself, and stays
 /// over an exec; without this way through a program of our own it would have to be set between fork and exec, in unsafe code.
 pub(crate) fn child(parent: i32, command: &[OsString]) -> Error {
@@ -504,4 +399,21 @@ pub(crate) fn child(parent: i32, command: &[OsString]) -> Error {
     }
     let source = Command::new(&what).arg0("srun").args(command.get(1..).unwrap_or_default()).exec();
     Error::Start { what: what.to_string_lossy().into_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_of_an_allocation_that_shrank_are_forgotten() {
+        let of =
+            |c: &Command, n: &str| c.get_envs().find(|(k, _)| *k == n).map(|(_, v)| v.map(|v| v.to_owned()));
+        let mut c = Command::new("srun");
+        forget_nodes(&mut c, Some(4), false);
+        assert_eq!((of(&c, "SLURM_NNODES"), of(&c, "SLURM_NTASKS")), (Some(None), Some(Some("4".into()))));
+        let mut c = Command::new("srun");
+        forget_nodes(&mut c, Some(4), true);
+        assert_eq!(of(&c, "SLURM_NTASKS"), None);
+    }
 }

@@ -1,0 +1,163 @@
+//! Which run a step is, and where it begins: a new one, one that an earlier life of the job has made, or the one that
+//! `--ckpt-restart` names.
+//!
+//! What a reader would get wrong: `none` keeps away from what earlier lives have left; losses within this one are restarted all
+//! the same. Runs *next door*.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use stillpoint_storage::run::{RunDir, RunInfo};
+
+use crate::catalog::{self, Checkpoint};
+use crate::error::Error;
+use crate::home::{Description, Home, Job, Lock, bytes, split};
+use crate::run::say;
+use crate::slurm::identity::{Index, Life, digest, output};
+use crate::slurm::job::{self, Ask};
+use crate::slurm::start::passed_over;
+
+/// How a step has ended (`result.json`): a requeued job does not run it again.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) status: u8,
+    pub(crate) incarnation: u32,
+}
+pub(crate) const RESULT: &str = "result.json";
+
+/// Where a start begins.
+#[derive(Debug)]
+pub(crate) enum From {
+    /// A run that was just made.
+    New,
+    /// The beginning, in a run that has been started before.
+    Beginning,
+    Checkpoint(Box<Checkpoint>),
+}
+
+/// A run that was found or made, and where it begins.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub(crate) job: Job,
+    pub(crate) from: From,
+    _lock: Option<Lock>,
+}
+
+pub(crate) fn description(
+    args: &[OsString],
+    interval: Option<f64>,
+    keep: Option<u32>,
+) -> Result<Description, Error> {
+    let cwd = std::env::current_dir().map_err(Error::io("find", Path::new(".")))?;
+    let words: Vec<OsString> = ["srun".into()].into_iter().chain(args.iter().cloned()).collect();
+    Ok(Description {
+        info: RunInfo {
+            command: words.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+            size: 0,
+            cwd: cwd.to_string_lossy().into_owned(),
+            launcher: vec!["srun".into()],
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        },
+        argv: bytes(&words),
+        interval,
+        slurm: true,
+        keep,
+        ..Description::default()
+    })
+}
+
+/// Finds out which run this is. `Err`: one that has ended in an earlier life of the job, with this status.
+pub(crate) fn choose(
+    home: &Home,
+    what: &Description,
+    restart: Option<&str>,
+    around: Option<(&Index, &Life)>,
+    ask: Ask<'_>,
+    json: bool,
+) -> Result<Result<Chosen, u8>, Error> {
+    let place = match around {
+        Some((index, life)) => {
+            if let Some(view) = job::look(ask, &life.job).filter(|v| v.state != "CONFIGURING") {
+                index.begin(life, &view.start)?;
+            }
+            let hash = digest(Path::new(&what.info.cwd), &what.argv());
+            Some(index.claim(life, &hash, &output())?)
+        }
+        None => None,
+    };
+    let found = place.as_ref().and_then(|p| p.run.as_ref()).filter(|_| restart != Some("none"));
+    if let Some(job) = found.and_then(|dir| found_job(home, dir)) {
+        if let Ok(ended) = RunDir::open(&job.dir)?.read_json::<Ended>(RESULT) {
+            let s = ended.status;
+            let text = format!(
+                "run {}: this step has ended before the job was requeued; its status was {s}",
+                job.name
+            );
+            say(json, "ended", &job, &text);
+            return Ok(Err(s));
+        }
+        // The one who held it is gone with its node, and the file server may not have noticed; a later start shuts out an
+        // earlier one (INV-4).
+        let lock = lock_in(&job, Duration::from_secs(5));
+        let from = newest(&job, json).map_or(From::Beginning, |c| From::Checkpoint(c.into()));
+        let text = match &from {
+            From::Checkpoint(c) => format!("run {}: goes on from checkpoint {}", job.name, c.id),
+            _ => format!("run {}: there is no checkpoint to go on from; starts from the beginning", job.name),
+        };
+        say(json, "restart", &job, &text);
+        return Ok(Ok(Chosen { job, from, _lock: lock }));
+    }
+    let chosen = match restart.filter(|r| *r != "none") {
+        Some(name) => {
+            let (name, id) = split(name);
+            let job = home.job(name)?;
+            let lock = job.lock()?;
+            let c = match id {
+                Some(_) => {
+                    let c = catalog::find(&job, id)?;
+                    c.verify(&job, &mut catalog::meter(!json))?;
+                    c
+                }
+                None => newest(&job, json)?,
+            };
+            let _ = std::fs::remove_file(job.path(RESULT));
+            say(json, "restart", &job, &format!("run {}: restart from checkpoint {}", job.name, c.id));
+            Chosen { job, from: From::Checkpoint(c.into()), _lock: Some(lock) }
+        }
+        None => {
+            let job = home.create(what)?;
+            let lock = job.lock()?;
+            Chosen { job, from: From::New, _lock: Some(lock) }
+        }
+    };
+    if let Some(p) = place {
+        p.remember(&chosen.job.dir)?;
+    }
+    Ok(Ok(chosen))
+}
+
+/// A run by its directory; named by its number where that is enough to find it.
+fn found_job(home: &Home, dir: &Path) -> Option<Job> {
+    let number = dir.file_name().and_then(|n| n.to_str()).filter(|_| dir.parent() == Some(&home.0));
+    home.job(number.or_else(|| dir.to_str())?).ok()
+}
+
+fn lock_in(job: &Job, patience: Duration) -> Option<Lock> {
+    let until = Instant::now() + patience;
+    loop {
+        match job.lock() {
+            Ok(l) => return Some(l),
+            Err(_) if Instant::now() >= until => return None,
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// The newest checkpoint that is sound and that the run has passed through.
+pub(crate) fn newest(job: &Job, json: bool) -> Result<Checkpoint, Error> {
+    let skip =
+        &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
+    catalog::newest_sound_but(job, &passed_over(job), skip)
+}
