@@ -56,6 +56,10 @@ pub(crate) fn ls(home: &Home, only: Option<&str>, as_json: bool) -> Result<u8, E
             continue;
         }
         let (ranks, title) = match &what {
+            // Slurm decides how many; a checkpoint knows.
+            Ok(w) if w.slurm => {
+                (checkpoints.last().map_or("?".into(), |c| c.manifest.size.to_string()), w.title())
+            }
             Ok(w) => (w.ranks.unwrap_or(1).to_string(), w.title()),
             Err(e) => ("?".into(), e.to_string()),
         };
