@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::command::{self, run};
-use crate::{Outcome, build, setup};
+use crate::{Outcome, build, demo_slurm, setup};
 
 const RANKS: &str = "4";
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -21,11 +21,18 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// Runs the demonstration; a difference between the two runs is an error.
 pub(crate) fn demo(words: &[&str]) -> Outcome {
+    let (slurm, words) = match words {
+        ["--slurm", rest @ ..] => (true, rest),
+        all => (false, all),
+    };
     let seed = match words {
         [] => fresh_seed(),
         ["--seed", number] => number.parse().map_err(|_| format!("--seed wants a number, not {number:?}"))?,
-        _ => return Err("demo knows --seed N and nothing else".to_owned()),
+        _ => return Err("demo knows --slurm and --seed N and nothing else".to_owned()),
     };
+    if slurm {
+        return demo_slurm::demo(seed);
+    }
     setup::setup()?;
     build::build()?;
     let work = command::target().join("demo");
@@ -98,14 +105,14 @@ pub(crate) fn demo(words: &[&str]) -> Outcome {
 }
 
 /// A fresh working directory with the input in it.
-fn prepare(directory: &Path) -> Result<PathBuf, String> {
+pub(crate) fn prepare(directory: &Path) -> Result<PathBuf, String> {
     fs::create_dir_all(directory)
         .and_then(|()| fs::write(directory.join("in.melt"), INPUT))
         .map_err(|error| format!("prepare {}: {error}", directory.display()))?;
     Ok(directory.to_path_buf())
 }
 
-fn lammps() -> [&'static str; 5] {
+pub(crate) fn lammps() -> [&'static str; 5] {
     ["lmp", "-in", "in.melt", "-screen", "none"]
 }
 
@@ -189,27 +196,27 @@ fn commits(store: &Path) -> Vec<PathBuf> {
 }
 
 /// The name of the newest committed checkpoint.
-fn newest(store: &Path) -> String {
+pub(crate) fn newest(store: &Path) -> String {
     let last = commits(store).pop();
     last.and_then(|folder| Some(folder.file_name()?.to_str()?.to_owned()))
         .unwrap_or_else(|| "none".to_owned())
 }
 
 /// The job's own account of what its checkpoints and restarts cost: a json object a line.
-fn history(store: &Path) -> Vec<String> {
+pub(crate) fn history(store: &Path) -> Vec<String> {
     let jobs = fs::read_dir(store).into_iter().flatten().flatten();
     let texts = jobs.filter_map(|job| fs::read_to_string(job.path().join("history.jsonl")).ok());
     texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// The number behind `key` in a flat json object.
-fn number(line: &str, key: &str) -> Option<f64> {
+pub(crate) fn number(line: &str, key: &str) -> Option<f64> {
     let (_, rest) = line.split_once(&format!("\"{key}\":"))?;
     rest.split([',', '}']).next()?.trim().parse().ok()
 }
 
 /// Smallest, middle and largest of some numbers.
-fn span(numbers: &[f64], unit: f64) -> String {
+pub(crate) fn span(numbers: &[f64], unit: f64) -> String {
     let mut sorted: Vec<f64> = numbers.iter().map(|number| number / unit).collect();
     sorted.sort_unstable_by(f64::total_cmp);
     match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
@@ -248,7 +255,7 @@ fn parent(pid: u32) -> Option<u32> {
 }
 
 /// The lines of the thermodynamic table of a LAMMPS log.
-fn thermo(log: &Path) -> Result<Vec<String>, String> {
+pub(crate) fn thermo(log: &Path) -> Result<Vec<String>, String> {
     let text = fs::read_to_string(log).map_err(|error| format!("read {}: {error}", log.display()))?;
     let lines = table(&text);
     if lines.is_empty() { Err(format!("{} holds no thermo table", log.display())) } else { Ok(lines) }
@@ -263,7 +270,7 @@ fn table(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn identical(one: &[String], other: &[String]) -> usize {
+pub(crate) fn identical(one: &[String], other: &[String]) -> usize {
     one.iter().zip(other).filter(|(left, right)| left == right).count()
 }
 
@@ -273,10 +280,10 @@ fn fresh_seed() -> u64 {
 }
 
 /// SplitMix64: enough to choose a moment and a rank, and repeatable from the seed that was printed.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -56,13 +56,19 @@ const NAMES: &[(&str, &str)] = &[
 
 /// Builds, and installs below the directory that `--prefix` names.
 pub(crate) fn install(words: &[&str]) -> Outcome {
+    let (build_first, words) = match words {
+        ["--no-build", rest @ ..] => (false, rest),
+        all => (true, all),
+    };
     let prefix = match words {
         ["--prefix", dir] => *dir,
         [word] if word.starts_with("--prefix=") => &word["--prefix=".len()..],
-        _ => return Err("install wants --prefix DIR".to_owned()),
+        _ => return Err("install wants [--no-build] --prefix DIR".to_owned()),
     };
     let prefix = std::env::current_dir().map_err(|e| e.to_string())?.join(prefix);
-    build()?;
+    if build_first {
+        build()?;
+    }
     place(&target(), &root(), &prefix)?;
     println!("installed in {}", prefix.display());
     println!(
@@ -88,7 +94,7 @@ fn snippet(prefix: &Path) -> String {
     format!("optional {}/lib/stillpoint/stillpoint-spank.so local=/tmp", prefix.display())
 }
 
-fn plugstack(prefix: &Path) -> String {
+fn plugstack_text(prefix: &Path) -> String {
     let line = snippet(prefix);
     format!(
         "# Stillpoint for Slurm; goes to plugstack.conf.d on every node and wherever srun, sbatch and salloc run.\n\
@@ -96,6 +102,15 @@ fn plugstack(prefix: &Path) -> String {
          # local=DIR: a directory of each node for what a run keeps there while it lives. prefix=DIR: where stillpoint is, if\n\
          # this plugin was moved away from it.\n{line}\n"
     )
+}
+
+/// Puts what was installed in `prefix` into a plugstack.conf.d of the lab.
+pub(crate) fn plugstack(prefix: &Path, folder: &Path) -> Outcome {
+    let from = prefix.join("share/stillpoint/plugstack.conf.d/stillpoint.conf");
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::copy(from, folder.join("stillpoint.conf")))
+        .map(drop)
+        .map_err(|e| format!("{}: {e}", folder.display()))
 }
 
 fn module(prefix: &Path) -> String {
@@ -133,7 +148,7 @@ fn place(built: &Path, source: &Path, prefix: &Path) -> Outcome {
     }
     let texts = [
         (format!("share/stillpoint/modulefiles/stillpoint/{}", env!("CARGO_PKG_VERSION")), module(prefix)),
-        ("share/stillpoint/plugstack.conf.d/stillpoint.conf".to_owned(), plugstack(prefix)),
+        ("share/stillpoint/plugstack.conf.d/stillpoint.conf".to_owned(), plugstack_text(prefix)),
     ];
     for (name, text) in texts {
         put(&prefix.join(name), |new| {

@@ -21,11 +21,7 @@ pub(crate) fn lab(words: &[&str]) -> Outcome {
         let state = state();
         let prefix = state.join("prefix");
         install::install(&["--prefix", &prefix.to_string_lossy()])?;
-        let conf = state.join("etc/plugstack.conf.d");
-        let from = prefix.join("share/stillpoint/plugstack.conf.d/stillpoint.conf");
-        std::fs::create_dir_all(&conf)
-            .and_then(|()| std::fs::copy(from, conf.join("stillpoint.conf")))
-            .map_err(|e| format!("{}: {e}", conf.display()))?;
+        install::plugstack(&prefix, &state.join("etc/plugstack.conf.d"))?;
     }
     run(Command::new(root().join("tests/labs/slurm-lab/slurm-lab")).args(words))
 }

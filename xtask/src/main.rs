@@ -9,6 +9,7 @@
 mod build;
 mod command;
 mod demo;
+mod demo_slurm;
 mod install;
 mod lab;
 mod setup;
@@ -22,7 +23,7 @@ cargo xtask build                                          release build of all 
 cargo xtask install --prefix DIR                           build, and install: programs, libraries, Slurm plugin, module file
 cargo xtask lab up [-n NODES] | down | exec ... | ...      a Slurm of several nodes on this machine, with the plugin (root)
 cargo xtask test [--only core|mpi|slurm|rdma|store] [--full]
-cargo xtask demo [--seed N]                                LAMMPS, checkpointed, killed, restarted, compared
+cargo xtask demo [--slurm] [--seed N]                      LAMMPS, checkpointed, killed, restarted, compared
 cargo xtask bench [ARGS...]                                numbers beside native ones";
 
 /// What a step of the work ends with: nothing, or the sentence to show.

@@ -24,10 +24,31 @@ const NEEDED: &[(&str, &str)] = &[
     ("procps", "pgrep"),
 ];
 
+/// What the Slurm lab is made of (`tests/labs/slurm-lab`).
+const LAB: &[(&str, &str)] = &[
+    ("slurmctld", "slurmctld"),
+    ("slurmd", "slurmd"),
+    ("slurm-client", "srun"),
+    ("slurm-wlm-basic-plugins", ""),
+    ("munge", "munged"),
+    ("libpmi0", ""),
+    ("libpmi2-0", ""),
+    ("iproute2", "ip"),
+];
+
 /// Installs what is missing, or says what to install.
 pub(crate) fn setup() -> Outcome {
+    have(NEEDED)
+}
+
+/// The same for the Slurm lab; without root there is none, and its tests say so.
+pub(crate) fn lab() -> Outcome {
+    if is_root() { have(LAB) } else { Ok(()) }
+}
+
+fn have(packages: &[(&'static str, &str)]) -> Outcome {
     let debian = succeeds(Command::new("dpkg-query").arg("--version"));
-    let missing: Vec<&str> = NEEDED
+    let missing: Vec<&str> = packages
         .iter()
         .filter(|(package, program)| if debian { !installed(package) } else { !on_path(program) })
         .map(|(package, _)| *package)
@@ -46,6 +67,8 @@ pub(crate) fn setup() -> Outcome {
     run(Command::new("apt-get").args(["update", "-qq"]))?;
     run(Command::new("apt-get")
         .env("DEBIAN_FRONTEND", "noninteractive")
+        // Daemons of a package are not to be started: the lab has its own.
+        .env("RUNLEVEL", "1")
         .args(["install", "-y", "-qq", "--no-install-recommends"])
         .args(&missing))
 }

@@ -37,7 +37,7 @@ const AREAS: &[Area] = &[
         packages: &["stillpoint-mpi-table", "stillpoint-mpi-upper", "stillpoint-mpi-lower"],
         integration: &["mpi", "mpi4py"],
     },
-    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: &[] },
+    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: &["slurm"] },
     Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &[] },
     Area { name: "store", packages: &["stillpoint-storage"], integration: &[] },
 ];
@@ -84,6 +84,9 @@ fn area_names() -> String {
 /// Runs the tests of `choice`.
 pub(crate) fn test(choice: Choice) -> Outcome {
     setup::setup()?;
+    if choice.area.is_none_or(|area| area.name == "slurm") {
+        setup::lab()?;
+    }
     build::build()?;
     run_tests(&choice.packages(), choice.full)?;
     for file in choice.area.map_or(&[][..], |area| area.integration) {
