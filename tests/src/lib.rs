@@ -11,6 +11,7 @@
 #![allow(clippy::missing_panics_doc, clippy::panic, reason = "a test harness fails by panicking")]
 
 pub mod cycle;
+pub mod lab;
 pub mod process;
 pub mod program;
 

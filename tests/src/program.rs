@@ -42,6 +42,8 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "children.c", start: Start::Alone, rounds: 3000 },
     Program { file: "descriptors.c", start: Start::Alone, rounds: 3000 },
     Program { file: "pending.c", start: Start::Alone, rounds: 2500 },
+    // A job with little memory to spare, in tests/slurm.rs.
+    Program { file: "resident.c", start: Start::Alone, rounds: 3000 },
     Program { file: "ring.c", start: Start::Ranks(4), rounds: 1500 },
     Program { file: "many_kinds.c", start: Start::Ranks(3), rounds: 300 },
     Program { file: "nbx.c", start: Start::Ranks(4), rounds: 1500 },

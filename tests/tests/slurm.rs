@@ -1,0 +1,348 @@
+//! Slurm: `srun --ckpt-interval`, `scontrol checkpoint`, restarts after a lost node, on a real cluster of namespaces.
+//!
+//! What a reader would get wrong: the checksum of `jacobi` does not depend on how many ranks there are, nor on where they run,
+//! so one native run beside the cluster tells what each of them must end with.
+#![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use stillpoint_tests::Random;
+use stillpoint_tests::cycle::{newest, until};
+use stillpoint_tests::lab::{Lab, STRANGER, ok};
+use stillpoint_tests::process::{Ended, Running, kill, machine};
+
+const LIMIT: Duration = Duration::from_secs(180);
+/// Four ranks on two nodes.
+const RANKS: [&str; 3] = ["-N2", "--ntasks-per-node=2", "--mpi=pmix"];
+/// Rounds of about 25 s.
+const ROUNDS: u32 = 12_000;
+
+/// A lab and the solver in it; the native run goes on beside it.
+struct Case {
+    native: Running,
+    words: Vec<String>,
+    lab: Lab,
+}
+
+impl Case {
+    fn new(nodes: u32, rounds: u32) -> Option<Self> {
+        Self::with(nodes, rounds, "")
+    }
+
+    fn with(nodes: u32, rounds: u32, lines: &str) -> Option<Self> {
+        let lab = Lab::up(nodes, lines)?;
+        let words = lab.program("jacobi", rounds)?;
+        let mut native = Command::new("mpirun");
+        native.args(["-n", "1"]).args(&words).current_dir(std::env::temp_dir());
+        Some(Self { native: Running::start(machine(&mut native)), words, lab })
+    }
+
+    /// `srun OPTIONS solver` as one line of a shell.
+    fn srun(&self, options: &str) -> String {
+        format!("srun {} {options} {}", RANKS.join(" "), self.words.join(" "))
+    }
+
+    /// Waits for a commit newer than `than`, and returns its number.
+    fn commit(&self, than: u64) -> u64 {
+        let store = self.lab.store();
+        assert!(until(LIMIT, || newest(&store) > than), "no checkpoint after {than}: {}", self.lab.logs());
+        newest(&store)
+    }
+
+    /// A text with the results must hold the native one, and no other.
+    fn ends_right(self, said: &str) {
+        let Self { native, lab, .. } = self;
+        let native = native.wait(LIMIT);
+        assert!(ok(&native), "{native:#?}");
+        let found = |text: &str| -> Vec<String> {
+            let mut lines: Vec<String> =
+                text.lines().filter(|l| l.starts_with("result ")).map(str::to_owned).collect();
+            lines.dedup();
+            lines
+        };
+        assert_eq!(found(said), found(&native.stdout), "{said}\n{}", lab.logs());
+    }
+
+    /// The output of a batch job, all its lives.
+    fn output(&self) -> String {
+        fs::read_to_string(self.lab.work().join("out")).unwrap_or_default()
+    }
+
+    /// Submits `line` as a job on two nodes with two tasks each.
+    fn submit(&self, line: &str, options: &[&str]) -> String {
+        let script = self.lab.script("job.sh", line);
+        let words = [&["-N2", "--ntasks-per-node=2", "--output=out", "--open-mode=append"], options];
+        self.lab.submit(&[&words.concat()[..], &[&script]].concat())
+    }
+
+    /// The nodes of a job, the one of the batch script and of rank 0 first.
+    fn nodes(&self, job: &str) -> Vec<String> {
+        let list = self.lab.job(job, "NodeList");
+        let said = self.lab.says(&["scontrol", "show", "hostnames", &list]);
+        said.stdout.lines().map(str::to_owned).collect()
+    }
+}
+
+fn times(few: u32, all: u32) -> u32 {
+    if std::env::var_os("STILLPOINT_TEST_FULL").is_some() { all } else { few }
+}
+
+fn requeued(which: usize, told: bool) {
+    let Some(case) = Case::new(3, ROUNDS) else { return };
+    let mut random = Random::seeded();
+    let line = case.srun("");
+    let job = case.submit(&line, &["--requeue", "--ckpt-interval=2"]);
+    case.commit(0);
+    std::thread::sleep(Duration::from_millis(random.below(3000)));
+    let nodes = case.nodes(&job);
+    assert_eq!(nodes.len(), 2, "{}", case.lab.logs());
+    case.lab.kill_node(&nodes[which], told);
+    case.lab.wait(&job, &["COMPLETED"], LIMIT);
+    assert_eq!(case.lab.job(&job, "Restarts"), "1");
+    let said = case.output();
+    assert!(
+        said.contains("from checkpoint"),
+        "started over instead of restarted: {said}\n{}",
+        case.lab.logs()
+    );
+    case.ends_right(&said);
+}
+
+/// The node of the batch script and of rank 0 loses its power; slurmctld has to find out.
+#[test]
+fn a_requeued_batch_job_goes_on_from_its_last_checkpoint() {
+    requeued(0, false);
+}
+
+#[test]
+fn a_requeued_batch_job_goes_on_when_another_node_was_lost() {
+    requeued(1, true);
+}
+
+fn inside(words: &[&str]) {
+    let Some(case) = Case::new(3, ROUNDS) else { return };
+    let mut random = Random::seeded();
+    let line = case.srun("--ckpt-interval=2");
+    let script = case.lab.script("step.sh", &line);
+    let job = case.lab.start(&[words, &[&script]].concat());
+    case.commit(0);
+    std::thread::sleep(Duration::from_millis(random.below(3000)));
+    let victim = ["n1", "n2"][random.below(2) as usize];
+    case.lab.kill_node(victim, true);
+    let ended = job.wait(LIMIT);
+    assert!(ok(&ended), "{ended:#?}\n{}", case.lab.logs());
+    assert!(ended.stderr.contains("from checkpoint"), "{ended:#?}");
+    case.ends_right(&ended.stdout);
+}
+
+/// An allocation with a spare node: the step starts again on the nodes that are left.
+#[test]
+fn a_step_is_restarted_within_its_allocation() {
+    inside(&["salloc", "-N3", "--no-kill"]);
+}
+
+/// No allocation around it: srun asks for another one.
+#[test]
+fn an_interactive_srun_starts_over() {
+    inside(&["bash"]);
+}
+
+#[test]
+fn a_rank_lost_without_its_node_is_restarted() {
+    let Some(case) = Case::new(2, ROUNDS) else { return };
+    let line = case.srun("--ckpt-interval=2");
+    let job = case.lab.start(&["bash", "-c", &line]);
+    case.commit(0);
+    let ranks = case.lab.processes("stillpoint-rank", "jacobi");
+    assert!(!ranks.is_empty());
+    assert!(kill(ranks[0]));
+    let ended = job.wait(LIMIT);
+    assert!(ok(&ended) && ended.stderr.contains("from checkpoint"), "{ended:#?}\n{}", case.lab.logs());
+    case.ends_right(&ended.stdout);
+}
+
+/// Nobody restarts what its user has ended.
+#[test]
+fn a_cancelled_job_stays_cancelled() {
+    let Some(case) = Case::new(2, ROUNDS) else { return };
+    let line = case.srun("--ckpt-interval=1");
+    let job = case.submit(&line, &["--requeue"]);
+    case.commit(0);
+    assert!(ok(&case.lab.says(&["scancel", &job])));
+    case.lab.wait(&job, &["CANCELLED"], LIMIT);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(case.lab.processes("stillpoint-rank", "").is_empty());
+    let step = case.lab.start(&["bash", "-c", &line]);
+    let before = newest(&case.lab.store());
+    case.commit(before.min(1));
+    let queue = case.lab.says(&["squeue", "-h", "-o", "%i"]);
+    assert!(ok(&case.lab.says(&["scancel", &format!("{}.0", queue.stdout.trim())])));
+    let ended = step.wait(LIMIT);
+    assert!(!ok(&ended) && !ended.stderr.contains("from checkpoint"), "{ended:#?}");
+}
+
+/// An exit status is a result.
+#[test]
+fn a_step_that_fails_by_itself_is_not_restarted() {
+    let Some(lab) = Lab::up(2, "") else { return };
+    let ended = lab.says(&["srun", "-N2", "--ckpt-interval=1", "sh", "-c", "exit 7"]);
+    assert_eq!(ended.status.and_then(|s| s.code()), Some(7), "{ended:#?}");
+    assert!(!ended.stderr.contains("restart"), "{ended:#?}");
+}
+
+#[test]
+fn scontrol_checkpoint_answers_when_the_checkpoint_is_durable() {
+    let Some(case) = Case::new(2, ROUNDS) else { return };
+    let line = case.srun("--ckpt-interval=1h");
+    let job = case.submit(&line, &[]);
+    case.lab.wait(&job, &["RUNNING"], LIMIT);
+    let store = case.lab.store();
+    let mut said = case.lab.says(&["scontrol", "checkpoint", "create", &job]);
+    until(Duration::from_secs(20), || {
+        ok(&said) || {
+            said = case.lab.says(&["scontrol", "checkpoint", "create", &job]);
+            false
+        }
+    });
+    assert!(ok(&said) && newest(&store) == 1, "{said:#?}\n{}", case.lab.logs());
+    let said = case.lab.says(&["scontrol", "checkpoint", "create", &format!("{job}.0")]);
+    assert!(ok(&said) && newest(&store) == 2, "{said:#?}");
+    // A stranger's request, and a stranger's look.
+    let _ = Command::new("useradd").args(["-m", STRANGER]).output();
+    let said = case.lab.says_as(STRANGER, &["scontrol", "checkpoint", "create", &job]);
+    assert!(!ok(&said) && said.stderr.contains("belongs to labuser"), "{said:#?}");
+    let said = case.lab.says_as(STRANGER, &["ls", store.to_str().expect("text")]);
+    assert!(!ok(&said), "{said:#?}");
+    // What is no checkpoint goes to the real one.
+    let said = case.lab.says(&["scontrol", "show", "job", &job]);
+    assert!(ok(&said) && said.stdout.contains("JobState=RUNNING"), "{said:#?}");
+    case.lab.wait(&job, &["COMPLETED"], LIMIT);
+    let said = case.output();
+    case.ends_right(&said);
+}
+
+/// The root agent alone is killed: the job goes on, and the next checkpoint commits.
+#[test]
+fn the_root_agent_is_lost() {
+    let Some(case) = Case::new(2, ROUNDS) else { return };
+    let line = case.srun("--ckpt-interval=1");
+    let job = case.lab.start(&["bash", "-c", &line]);
+    let before = case.commit(0);
+    let agents = case.lab.processes("stillpoint-agent", "");
+    assert_eq!(agents.len(), 2, "one a node: {}", case.lab.logs());
+    for agent in agents {
+        assert!(kill(agent));
+        case.commit(newest(&case.lab.store()).max(before) + 1);
+    }
+    let ended = job.wait(LIMIT);
+    assert!(ok(&ended) && !ended.stderr.contains("from checkpoint"), "{ended:#?}\n{}", case.lab.logs());
+    case.ends_right(&ended.stdout);
+}
+
+/// slurmctld starts again, and the network is away for five seconds: nothing is restarted, checkpoints go on.
+#[test]
+fn controller_and_network_fail_for_a_moment() {
+    let Some(case) = Case::new(2, ROUNDS) else { return };
+    let line = case.srun("--ckpt-interval=1");
+    let job = case.lab.start(&["bash", "-c", &line]);
+    case.commit(0);
+    let limit = Duration::from_secs(30);
+    assert!(ok(&case.lab.lab(&["restart-ctld"], limit)));
+    case.commit(newest(&case.lab.store()) + 1);
+    assert!(ok(&case.lab.lab(&["cut-node", "n2"], limit)));
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(ok(&case.lab.lab(&["heal-node", "n2"], limit)));
+    case.commit(newest(&case.lab.store()) + 1);
+    let ended = job.wait(LIMIT);
+    assert!(ok(&ended) && !ended.stderr.contains("from checkpoint"), "{ended:#?}\n{}", case.lab.logs());
+    case.ends_right(&ended.stdout);
+}
+
+/// 1.2 times what the program has in memory is all that the job may have, its checkpoints included.
+#[test]
+fn a_job_with_little_memory_survives_its_checkpoints() {
+    let Some(lab) = Lab::limited(1) else { return };
+    let Some(words) = lab.program("resident", 12_000) else { return };
+    let native = Running::start(Command::new(&words[0]).args(&words[1..]));
+    // 256 MiB of its own, and 1.2 times the 12 MiB of a process under Stillpoint.
+    let mut line = vec!["srun", "-n1", "--mem=322M", "--ckpt-interval=2"];
+    line.extend(words.iter().map(String::as_str));
+    let ended = lab.says(&line);
+    assert!(ok(&ended) && newest(&lab.store()) >= 3, "{ended:#?}\n{}", lab.logs());
+    assert_eq!(ended.stdout, native.wait(LIMIT).stdout);
+}
+
+/// Array tasks, several steps at once, --multi-prog, and programs behind env and sh: each a run of its own.
+#[test]
+fn steps_and_arrays_have_runs_of_their_own() {
+    let Some(case) = Case::new(2, 2000) else { return };
+    let solver = case.words.join(" ");
+    let both = format!(
+        "srun -N1 -n2 --exact --mpi=pmix --ckpt-interval=1 {solver} & srun -N1 -n2 --exact --mpi=pmix --ckpt-interval=1 env A=1 sh -c 'exec {solver}' & wait"
+    );
+    let job = case.submit(&both, &["--array=0-1"]);
+    for task in ["0", "1"] {
+        case.lab.wait(&format!("{job}_{task}"), &["COMPLETED"], LIMIT);
+    }
+    let said = case.output();
+    assert_eq!(said.matches("EXIT-SUCCESS").count(), 4, "{said}\n{}", case.lab.logs());
+    let tasks = case.lab.script("tasks", "");
+    fs::write(&tasks, format!("0-1 {solver}\n2-3 {solver}\n")).expect("write");
+    let ended =
+        case.lab.says(&["srun", "-N2", "-n4", "--mpi=pmix", "--ckpt-interval=1", "--multi-prog", &tasks]);
+    assert!(ok(&ended), "{ended:#?}\n{}", case.lab.logs());
+    let all = format!("{said}{}", ended.stdout);
+    case.ends_right(&all);
+}
+
+/// Without options of ours a task is what it is on a machine without the plugin: environment and arguments.
+#[test]
+fn a_step_without_options_is_untouched() {
+    let Some(lab) = Lab::up(1, "") else { return };
+    let look = [
+        "srun",
+        "-n1",
+        "bash",
+        "-c",
+        "env | sort; tr '\\0' ' ' </proc/$$/cmdline; cat /proc/$$/maps | awk '{print $6}' | sort -u",
+    ];
+    let with = lab.says(&look);
+    let line = lab.work().join("../etc/plugstack.conf.d/stillpoint.conf");
+    fs::remove_file(line).expect("take the plugin away");
+    let without = lab.says(&look);
+    // What tells one job from the next: its number, ports, process ids.
+    let changes = [
+        "SLURM_JOB_ID=",
+        "SLURM_JOBID=",
+        "SLURM_SRUN_COMM_PORT=",
+        "SLURM_TASK_PID=",
+        "SLURM_STEP_LAUNCHER_PORT=",
+    ];
+    let plain = |ended: &Ended| -> Vec<String> {
+        assert!(ok(ended), "{ended:#?}");
+        let lines = ended.stdout.lines().filter(|l| !changes.iter().any(|c| l.starts_with(c)));
+        let mask = |l: &str| {
+            if l.starts_with("PMIX_") || l.starts_with("SLURM_PMIXP_") {
+                l.chars().filter(|c| !c.is_ascii_digit()).collect()
+            } else {
+                l.to_owned()
+            }
+        };
+        lines.map(mask).collect()
+    };
+    assert_eq!(plain(&with), plain(&without));
+}
+
+/// Nodes are killed at random moments, the three ways in turn.
+#[test]
+fn killed_nodes() {
+    for time in 0..times(0, 20) {
+        match time % 3 {
+            0 => requeued((time / 3 % 2) as usize, time % 2 == 0),
+            1 => inside(&["salloc", "-N3", "--no-kill"]),
+            _ => inside(&["bash"]),
+        }
+    }
+}
