@@ -140,7 +140,13 @@ impl Agent<'_> {
                         return over;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => self.coordinate(Event::Tick),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.coordinate(Event::Tick);
+                    if self.coord.awaits() {
+                        // They may have found another root.
+                        self.order(Order::Look);
+                    }
+                }
                 Err(RecvTimeoutError::Disconnected) => return Over::Idle,
             }
             let patience =
@@ -193,10 +199,7 @@ impl Agent<'_> {
             }
             Input::Relay(relay, out) => drop(self.relays.insert(relay, out)),
             Input::RelayGone(relay) => {
-                if self.relays.remove(&relay).is_some() {
-                    // It may have found another root.
-                    self.order(Order::Look);
-                }
+                self.relays.remove(&relay);
             }
             Input::Superseded(number) if self.claim == Some(number) => return Some(Over::Superseded),
             // Of a time when this agent was something else.

@@ -90,26 +90,60 @@ fn left_by_group(top: &Path, below: &str, names: [&str; 2], cache: &str) -> u64 
     left
 }
 
+/// A control group that this process is in, as far as it can be seen here.
+#[derive(Debug, PartialEq, Eq)]
+struct Group {
+    /// Where its tree is mounted.
+    top: PathBuf,
+    /// The group, from there.
+    below: String,
+    /// Of version 2.
+    second: bool,
+}
+
+/// The groups of /proc/self/cgroup that have to do with memory, where /proc/self/mountinfo says that they are (proc(5)). A
+/// container, and a machine of the Slurm lab, sees only a part of the tree, mounted where the whole would be.
+fn groups_of(mounts: &str, groups: &str) -> Vec<Group> {
+    let mut found = vec![];
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(kind), Some(path)) = (parts.next(), parts.next()) else { continue };
+        let second = kind.is_empty();
+        if !second && !kind.split(',').any(|k| k == "memory") {
+            continue;
+        }
+        let is_its = |l: &&str| {
+            let Some((_, rest)) = l.split_once(" - ") else { return false };
+            let mut words = rest.split(' ');
+            let (kind, options) = (words.next(), words.nth(1).unwrap_or(""));
+            if second {
+                kind == Some("cgroup2")
+            } else {
+                kind == Some("cgroup") && options.split(',').any(|o| o == "memory")
+            }
+        };
+        // The one mounted last hides those before it.
+        let Some(mount) = mounts.lines().rfind(is_its) else { continue };
+        let mut words = mount.split(' ').skip(3);
+        let (Some(root), Some(top)) = (words.next(), words.next()) else { continue };
+        let below = path.strip_prefix(root.trim_end_matches('/')).unwrap_or("");
+        found.push(Group { top: top.into(), below: below.to_owned(), second });
+    }
+    found
+}
+
 fn memory_left() -> u64 {
     let mut left = entry(&read(Path::new("/proc/meminfo")), "MemAvailable:").saturating_mul(1024);
     if left == 0 {
         left = u64::MAX;
     }
-    for line in read(Path::new("/proc/self/cgroup")).lines() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (Some(kind), Some(path)) = (parts.next(), parts.next()) else { continue };
-        let group = if kind.is_empty() {
-            left_by_group(
-                Path::new("/sys/fs/cgroup"),
-                path,
-                ["memory.max", "memory.current"],
-                "inactive_file ",
-            )
-        } else if kind.split(',').any(|k| k == "memory") {
-            let names = ["memory.limit_in_bytes", "memory.usage_in_bytes"];
-            left_by_group(Path::new("/sys/fs/cgroup/memory"), path, names, "total_inactive_file ")
+    let (mounts, groups) = (read(Path::new("/proc/self/mountinfo")), read(Path::new("/proc/self/cgroup")));
+    for g in groups_of(&mounts, &groups) {
+        let group = if g.second {
+            left_by_group(&g.top, &g.below, ["memory.max", "memory.current"], "inactive_file ")
         } else {
-            continue;
+            let names = ["memory.limit_in_bytes", "memory.usage_in_bytes"];
+            left_by_group(&g.top, &g.below, names, "total_inactive_file ")
         };
         left = left.min(group);
     }
@@ -171,6 +205,24 @@ mod tests {
         let left = left_by_group(&top, "/a/b", ["memory.max", "memory.current"], "inactive_file ");
         fs::remove_dir_all(&top).unwrap();
         assert_eq!(left, 700);
+    }
+
+    #[test]
+    fn a_part_of_the_tree_may_be_mounted_as_the_whole() {
+        let mounts = "30 20 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      31 20 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                      40 30 0:26 /lab-n1 /sys/fs/cgroup/memory rw,relatime shared:5 - cgroup cgroup rw,memory\n";
+        let groups = "4:memory:/lab-n1/slurm/job_1\n3:cpuset:/\n0::/a\n";
+        let group = |top: &str, below: &str, second| Group { top: top.into(), below: below.into(), second };
+        assert_eq!(
+            groups_of(mounts, groups),
+            [
+                group("/sys/fs/cgroup/memory", "/slurm/job_1", false),
+                group("/sys/fs/cgroup/unified", "/a", true)
+            ]
+        );
+        assert_eq!(groups_of(mounts, "4:memory:/elsewhere\n"), [group("/sys/fs/cgroup/memory", "", false)]);
+        assert!(groups_of("", groups).is_empty());
     }
 
     #[test]

@@ -310,6 +310,11 @@ impl Coordinator {
         }
     }
 
+    /// Some rank is away, and not lost yet.
+    pub fn awaits(&self) -> bool {
+        self.ranks.iter().any(|r| r.due.is_some())
+    }
+
     /// The connections of ranks.
     pub fn rank_conns(&self) -> Vec<Conn> {
         self.by_conn.keys().copied().collect()
