@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 use stillpoint_coord::state::{Config, Mode};
+use stillpoint_storage::commit::KEEP;
 
 const USAGE: &str = "usage: stillpoint-agent --run DIR [--local DIR] [--interval DUR] [--mode auto|forked|direct] \
-                     [--limits STAGE=DUR,…] [--linger DUR] [--foreground]";
+                     [--limits STAGE=DUR,…] [--keep N] [--linger DUR] [--foreground]";
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Args {
     pub(crate) local: Option<PathBuf>,
     /// Interval, mode and limits.
     pub(crate) config: Config,
+    /// Checkpoints that are kept.
+    pub(crate) keep: usize,
     /// How long the agent stays after the last rank has left.
     pub(crate) linger: Duration,
     /// This process is the agent, not its starter.
@@ -35,6 +38,7 @@ impl Args {
         let mut interval = env("STILLPOINT_INTERVAL");
         let mut mode = env("STILLPOINT_MODE");
         let mut limits = env("STILLPOINT_LIMITS");
+        let mut keep = env("STILLPOINT_KEEP");
         let mut linger = None;
         let mut foreground = false;
         let mut args = args;
@@ -53,6 +57,7 @@ impl Args {
                 "--interval" => &mut interval,
                 "--mode" => &mut mode,
                 "--limits" => &mut limits,
+                "--keep" => &mut keep,
                 "--linger" => &mut linger,
                 _ => return Err(format!("{name} is not known; {USAGE}")),
             };
@@ -85,6 +90,13 @@ impl Args {
             run: run.filter(|r| !r.is_empty()).ok_or_else(|| format!("no run directory; {USAGE}"))?.into(),
             local: local.filter(|l| !l.is_empty()).map(PathBuf::from),
             config,
+            keep: match keep.as_deref() {
+                None | Some("") => KEEP,
+                Some(text) => {
+                    let n = text.parse().ok().filter(|n| *n > 0);
+                    n.ok_or_else(|| format!("keep {text}: a number of checkpoints, at least 1"))?
+                }
+            },
             linger: Duration::from_nanos(nanos(linger.as_deref().unwrap_or("5s"))?),
             foreground,
         })
@@ -134,6 +146,7 @@ mod tests {
             "--run",
             "--run /r --interval x",
             "--run /r --interval 5y",
+            "--run /r --keep 0",
             "--run /r --limits a=1",
             "--what 1",
         ] {

@@ -92,7 +92,7 @@ fn root(
     let io = |what| move |source| AgentError::Io { what, source };
     run.forget(usize::MAX, None)?;
     let ours = claim.as_ref().map(|c| (c.roots.clone(), c.number));
-    let (store, storing) = start(run.clone(), ours.clone(), to.clone());
+    let (store, storing) = start(run.clone(), ours.clone(), args.keep, to.clone());
     let port = claim.map(|c| relays::accept(c.listener, c.token, to.clone()));
     let port = port.transpose().map_err(io("listen on a port"))?;
     let zero = Instant::now();

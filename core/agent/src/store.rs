@@ -12,7 +12,7 @@ use stillpoint_coord::message::{JobOutcome, Measures};
 use stillpoint_coord::state::{Event, Image, seed};
 use stillpoint_net::roots::Roots;
 use stillpoint_storage::StoreError;
-use stillpoint_storage::commit::{KEEP, image_name};
+use stillpoint_storage::commit::image_name;
 use stillpoint_storage::manifest::{Entry, Finished, Manifest, VERSION, hex};
 use stillpoint_storage::run::RunDir;
 
@@ -48,12 +48,13 @@ pub(crate) struct Restarted {
 pub(crate) fn start(
     run: RunDir,
     claim: Option<(Roots, u32)>,
+    keep: usize,
     to: Sender<Input>,
 ) -> (Sender<Order>, JoinHandle<()>) {
     let (sender, orders) = unbounded();
     let thread = std::thread::spawn(move || {
         for order in orders {
-            obey(&run, claim.as_ref(), order, &to);
+            obey(&run, claim.as_ref(), keep, order, &to);
         }
     });
     (sender, thread)
@@ -75,7 +76,7 @@ fn is_current(run: &RunDir, claim: Option<&(Roots, u32)>, incarnation: u32) -> R
     }
 }
 
-fn obey(run: &RunDir, claim: Option<&(Roots, u32)>, order: Order, to: &Sender<Input>) {
+fn obey(run: &RunDir, claim: Option<&(Roots, u32)>, keep: usize, order: Order, to: &Sender<Input>) {
     let answer = |event| {
         let _ = to.send(Input::Store(event));
     };
@@ -93,7 +94,7 @@ fn obey(run: &RunDir, claim: Option<&(Roots, u32)>, order: Order, to: &Sender<In
             if failed {
                 look(claim, to);
             }
-            let forgotten = if failed { run.discard(ckpt).map(|()| vec![]) } else { run.forget(KEEP, None) };
+            let forgotten = if failed { run.discard(ckpt).map(|()| vec![]) } else { run.forget(keep, None) };
             if let Err(e) = forgotten {
                 tracing::warn!("forget old checkpoints: {}", chain(&e));
             }
