@@ -68,7 +68,11 @@ pub(crate) fn judge(outcome: Option<&JobOutcome>, status: u8, signal: Option<u8>
             Verdict::Ended(failed.map_or(0, |(_, c)| (c & 0xff) as u8))
         }
         // The agent is gone and cannot tell. A rank that a signal has ended is lost, as it would have said.
-        o if status > 128 && !o.is_some_and(|o| o.ended || o.abort.is_some() || !o.exited.is_empty()) => {
+        o if status > 128
+            && !o.is_some_and(|o| {
+                o.ended || o.abort.is_some() || o.exited.iter().any(|(_, c)| c & 0xff != 0)
+            }) =>
+        {
             Verdict::Lost(vec![], status)
         }
         _ => Verdict::Ended(status),

@@ -85,6 +85,8 @@ fn environment(start: &StartFile, local: Option<PathBuf>) -> Vec<(&'static str, 
     vec![
         ("STILLPOINT_INTERVAL", start.interval.map(|s| s.to_string().into())),
         ("STILLPOINT_RESTART", start.restart.clone().map(Into::into)),
+        // What sbatch --signal=USR1@… sends, and with preempt_send_user_signal a preemption as well.
+        ("STILLPOINT_SIGNAL", start.on.iter().any(|o| o == "preempt").then(|| "USR1".into())),
         ("STILLPOINT_KEEP", start.keep.map(|k| k.to_string().into())),
         ("STILLPOINT_REDUNDANCY", start.redundancy.clone().map(Into::into)),
         ("STILLPOINT_LOCAL", local.map(Into::into)),
@@ -175,7 +177,9 @@ mod tests {
         assert_eq!(of(&e, "STILLPOINT_INTERVAL"), Some("600".into()));
         assert_eq!(of(&e, "STILLPOINT_RESTART"), Some("/r/ckpt-000003".into()));
         assert_eq!(of(&e, "STILLPOINT_LOCAL"), Some("/tmp/l".into()));
-        assert_eq!(of(&e, "STILLPOINT_KEEP"), None);
+        assert_eq!((of(&e, "STILLPOINT_KEEP"), of(&e, "STILLPOINT_SIGNAL")), (None, None));
+        let warned = StartFile { on: vec!["preempt".into()], ..StartFile::default() };
+        assert_eq!(of(&environment(&warned, None), "STILLPOINT_SIGNAL"), Some("USR1".into()));
         assert_eq!(of(&e, "STILLPOINT_TASK_PROGRAM"), None);
     }
 
