@@ -53,6 +53,8 @@ struct Work {
     left: crate::mail::Left,
     /// Bytes for other ranks that an agent may not have handed on: those since the last checkpoint that all ranks resumed from.
     mailed: Vec<(u32, Vec<u8>)>,
+    /// Requests of the application that no agent could be told yet.
+    asked: Vec<u64>,
     /// What the next agent must know; none before the first welcome.
     before: Option<Before>,
     /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
@@ -171,6 +173,9 @@ impl Link {
         if !again.is_empty() {
             now.extend(client.on_local(Local::Mail(again)));
         }
+        for id in std::mem::take(&mut work.asked) {
+            now.extend(client.on_local(Local::Request { id }));
+        }
         self.perform(client, work, now, tx);
     }
 
@@ -184,6 +189,7 @@ impl Link {
         let over = client.on_message(ToRank::Abort { reason: "the node agent is gone".into() });
         self.perform(client, work, over, tx);
         crate::mail::closed();
+        work.asked.clear();
     }
 
     fn perform(&self, client: &mut Client, work: &mut Work, actions: Vec<ClientAction>, tx: &Sender<Event>) {
@@ -198,7 +204,7 @@ impl Link {
                     if !line::send(m)
                         && let Some(id) = asked
                     {
-                        crate::mail::answered(id, Err(vec!["there is no node agent at the moment".into()]));
+                        work.asked.push(id);
                     }
                     None
                 }
