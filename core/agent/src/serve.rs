@@ -90,7 +90,10 @@ fn root(
     inputs: &Receiver<Input>,
 ) -> Result<Over, AgentError> {
     let io = |what| move |source| AgentError::Io { what, source };
-    run.forget(usize::MAX, None)?;
+    if let Err(e) = run.forget(usize::MAX, None) {
+        // A former agent's image that is still being written, on a file system that cannot remove it yet.
+        tracing::warn!("remove what was left unfinished: {e}");
+    }
     let ours = claim.as_ref().map(|c| (c.roots.clone(), c.number));
     let (store, storing) = start(run.clone(), ours.clone(), args.keep, to.clone());
     let port = claim.map(|c| relays::accept(c.listener, c.token, to.clone()));

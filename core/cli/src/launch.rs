@@ -62,6 +62,16 @@ pub(crate) fn judge(outcome: Option<&JobOutcome>, status: u8, signal: Option<u8>
         Some(o) if o.restart && !is_result(o, status) => {
             Verdict::Lost(o.lost.clone(), if status == 0 { 1 } else { status })
         }
+        // Others were away when it was asked, and the agent had not judged yet.
+        Some(o)
+            if status != 0
+                && !o.ended
+                && !o.lost.is_empty()
+                && o.abort.is_none()
+                && o.exited.iter().all(|(_, c)| c & 0xff == 0) =>
+        {
+            Verdict::Lost(o.lost.clone(), status)
+        }
         // A launcher may end with 0 although a rank did not.
         Some(o) if status == 0 => {
             let failed = o.abort.into_iter().chain(o.exited.iter().copied()).find(|(_, c)| c & 0xff != 0);
@@ -320,8 +330,10 @@ pub(crate) fn spool_stdin(job: &Job) -> Result<(), Error> {
     if stdin.is_terminal() || device {
         return Ok(());
     }
-    let path = job.path("stdin");
-    let mut out = private_file(&path, true).map_err(Error::io("make", &path))?;
+    // It gets its name when it is whole: half an input is not to be taken for the whole.
+    let (path, whole) = (job.path("stdin.part"), job.path("stdin"));
+    let mut out = private_file(&path, false).map_err(Error::io("make", &path))?;
+    out.set_len(0).map_err(Error::io("empty", &path))?;
     let begun = Instant::now();
     let (told, done) = (Duration::from_secs(3), Arc::new(AtomicUsize::new(0)));
     let watch = Arc::clone(&done);
@@ -346,7 +358,7 @@ pub(crate) fn spool_stdin(job: &Job) -> Result<(), Error> {
         out.write_all(&buf[..n]).map_err(Error::io("write", &path))?;
     }
     done.store(1, Ordering::Relaxed);
-    Ok(())
+    out.sync_all().and_then(|()| std::fs::rename(&path, &whole)).map_err(Error::io("keep", &whole))
 }
 
 #[cfg(test)]
@@ -372,6 +384,12 @@ mod tests {
         assert_eq!(judge(None, 137, None), Verdict::Lost(vec![], 137), "agent and rank are gone");
         let result = JobOutcome { ended: true, ..o.clone() };
         assert_eq!(judge(Some(&result), 137, None), Verdict::Ended(137));
+        let away = JobOutcome { lost: vec![0], exited: vec![(1, 0)], ..o.clone() };
+        assert_eq!(
+            judge(Some(&away), 1, None),
+            Verdict::Lost(vec![0], 1),
+            "not judged yet, as another is away"
+        );
         let stopped = JobOutcome { stopped_at: Some(8), ..o };
         assert_eq!(judge(Some(&stopped), 143, None), Verdict::Stopped(8));
     }

@@ -3,6 +3,8 @@
 
 use std::ffi::OsStr;
 
+use stillpoint_storage::run::RunDir;
+
 use crate::catalog;
 use crate::error::Error;
 use crate::home::{Home, split};
@@ -28,6 +30,8 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
     what.restarts = change.restarts.unwrap_or(what.restarts);
     what.launch_with = change.launcher.or(what.launch_with);
     let _lock = job.lock()?;
+    // Before the choice: an agent that still ends must not commit anything behind it (INV-4).
+    let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
     let from = match id {
         Some(_) => {
             let c = catalog::find(&job, id)?;
@@ -49,7 +53,7 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
     say(json, "restart", &job, &format!("restart of job {} from checkpoint {}", job.name, from.id));
     if what.slurm {
         let srun = job::real(OsStr::new("srun")).ok_or_else(|| Error::NoSlurm("srun".into()))?;
-        return step::again(&job, &what, from, &srun, json);
+        return step::again(&job, &what, from, incarnation, &srun, json);
     }
-    drive(&job, &what, Some(from), json)
+    drive(&job, &what, Some(from), incarnation, json)
 }

@@ -71,7 +71,7 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
     let job = home.create(&what)?;
     let _lock = job.lock()?;
     spool_stdin(&job)?;
-    let result = drive(&job, &what, None, json);
+    let result = drive(&job, &what, None, 0, json);
     if matches!(result, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. }))
         && catalog::list(&job).is_empty()
     {
@@ -91,18 +91,18 @@ pub(crate) fn ranks_text(lost: &[u32]) -> String {
     }
 }
 
-/// Starts the job, again and again if need be, until it ends by itself.
+/// Starts the job, again and again if need be, until it ends by itself. The first start of all is incarnation 0, which
+/// needs no claim.
 pub(crate) fn drive(
     job: &Job,
     what: &Description,
     mut from: Option<Checkpoint>,
+    mut incarnation: u32,
     json: bool,
 ) -> Result<u8, Error> {
     let mut left = what.restarts;
     let mut heard = Heard::new()?;
     loop {
-        // The first start is 0 and needs no claim.
-        let incarnation = if from.is_some() { RunDir::open(&job.dir)?.claim_incarnation()? } else { 0 };
         let dir = from.as_ref().map(|c| c.dir.as_path());
         let verdict = Start { job, what, incarnation, from: dir }.run(&mut heard)?;
         let (lost, status) = match verdict {
@@ -134,6 +134,8 @@ pub(crate) fn drive(
             return Ok(status);
         }
         left -= 1;
+        // Before the choice: from here on no agent of the former start commits anything that was not looked at (INV-4).
+        incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
         let skip =
             &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
         match catalog::newest_sound(job, skip) {

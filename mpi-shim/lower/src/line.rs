@@ -157,7 +157,7 @@ pub(crate) fn keep(run: &Path, local: &Path, to: &Sender<Event>) {
                 }
             }
             // A run directory that is gone is no place for another agent.
-            Err(e) if !met || !run.is_dir() => {
+            Err(e) if !met || is_gone(run) => {
                 let _ = to.send(Event::NoAgent(e));
                 return;
             }
@@ -167,6 +167,11 @@ pub(crate) fn keep(run: &Path, local: &Path, to: &Sender<Event>) {
             }
         }
     }
+}
+
+/// Not there any more; a file system that does not answer is something else.
+fn is_gone(run: &Path) -> bool {
+    run.metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// One line, until it breaks.

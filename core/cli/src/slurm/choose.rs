@@ -15,7 +15,7 @@ use crate::catalog::{self, Checkpoint};
 use crate::error::Error;
 use crate::home::{Description, Home, Job, Lock, bytes, split};
 use crate::run::say;
-use crate::slurm::identity::{Index, Life, digest, output};
+use crate::slurm::identity::{Index, Life, digest, streams};
 use crate::slurm::job::{self, Ask};
 use crate::slurm::start::passed_over;
 
@@ -42,6 +42,8 @@ pub(crate) enum From {
 pub(crate) struct Chosen {
     pub(crate) job: Job,
     pub(crate) from: From,
+    /// Which start it will be.
+    pub(crate) incarnation: u32,
     _lock: Option<Lock>,
 }
 
@@ -83,7 +85,7 @@ pub(crate) fn choose(
                 index.begin(life, &view.start)?;
             }
             let hash = digest(Path::new(&what.info.cwd), &what.argv());
-            Some(index.claim(life, &hash, &output())?)
+            Some(index.claim(life, &hash, &streams())?)
         }
         None => None,
     };
@@ -101,19 +103,26 @@ pub(crate) fn choose(
         // The one who held it is gone with its node, and the file server may not have noticed; a later start shuts out an
         // earlier one (INV-4).
         let lock = lock_in(&job, Duration::from_secs(5));
-        let from = newest(&job, json).map_or(From::Beginning, |c| From::Checkpoint(c.into()));
+        let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
+        let from = match newest(&job, json) {
+            Ok(c) => From::Checkpoint(c.into()),
+            Err(Error::NoCheckpoint(..)) => From::Beginning,
+            // There are some, and they cannot be read now: to begin anew would be to give them up for good.
+            Err(e) => return Err(e),
+        };
         let text = match &from {
             From::Checkpoint(c) => format!("run {}: goes on from checkpoint {}", job.name, c.id),
             _ => format!("run {}: there is no checkpoint to go on from; starts from the beginning", job.name),
         };
         say(json, "restart", &job, &text);
-        return Ok(Ok(Chosen { job, from, _lock: lock }));
+        return Ok(Ok(Chosen { job, from, incarnation, _lock: lock }));
     }
     let chosen = match restart.filter(|r| *r != "none") {
         Some(name) => {
             let (name, id) = split(name);
             let job = home.job(name)?;
             let lock = job.lock()?;
+            let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
             let c = match id {
                 Some(_) => {
                     let c = catalog::find(&job, id)?;
@@ -124,12 +133,12 @@ pub(crate) fn choose(
             };
             let _ = std::fs::remove_file(job.path(RESULT));
             say(json, "restart", &job, &format!("run {}: restart from checkpoint {}", job.name, c.id));
-            Chosen { job, from: From::Checkpoint(c.into()), _lock: Some(lock) }
+            Chosen { job, from: From::Checkpoint(c.into()), incarnation, _lock: Some(lock) }
         }
         None => {
             let job = home.create(what)?;
             let lock = job.lock()?;
-            Chosen { job, from: From::New, _lock: Some(lock) }
+            Chosen { job, from: From::New, incarnation: 0, _lock: Some(lock) }
         }
     };
     if let Some(p) = place {

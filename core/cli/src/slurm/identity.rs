@@ -5,18 +5,18 @@
 //!      life-0                              when this life of the job began, as Slurm tells
 //!      0123456789abcdef.0/run              path of the run directory
 //!                        /claim-0          in life 0 of the job (SLURM_RESTART_COUNT) a step took this one
-//!                        /output           where its standard output goes, to tell twins apart
+//!                        /output           its standard output and input, to tell twins apart
 //!      step-2                              which run step 2 is (written by its task 0), for `scontrol checkpoint`
 //! ```
 //!
 //! The 16 digits are a hash of directory and command line; the number behind them counts steps that have the same. A requeued
 //! job runs its script once more: the first step with this hash is the first one of the life before, and so on.
 //!
-//! What a reader would get wrong: a script whose second life leaves out a step that looks exactly like a later one will have the
-//! later one taken for it. And job ids come again: what stands here of another job is put aside by the time its life began.
+//! What a reader would get wrong: a script whose second life leaves out a step that looks exactly like a later one, with the same
+//! files as standard streams, will have the later one taken for it. And job ids come again: what stands here of another job is put aside by the time its life began.
 //! Runs *next door*.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -28,6 +28,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
 use crate::home::{Home, private_dir, private_file};
+use crate::slurm::choose::RESULT;
 use crate::slurm::job::Whereabouts;
 
 /// One life of a job: each requeue begins another.
@@ -50,7 +51,8 @@ impl Life {
             _ => job.clone(),
         };
         let number = text("SLURM_RESTART_COUNT").and_then(|v| v.parse().ok()).unwrap_or(0);
-        Some(Life { job, name: directory(&cluster, &key), number })
+        // An array's task by its place in it: the number of one of them is also that of the whole array.
+        Some(Life { name: directory(&cluster, &key), job: key, number })
     }
 }
 
@@ -75,13 +77,23 @@ pub(crate) fn short_hash(bytes: &[u8]) -> String {
     format!("{:016x}", xxh3_64(bytes))
 }
 
-/// Of the places with this hash that an earlier life has left: which to try first. The one whose output went where ours goes;
-/// among those, and among the others, the first.
-fn order(places: &[(u32, Option<Vec<u8>>)], output: &[u8]) -> Vec<u32> {
-    let (same, other): (Vec<_>, Vec<_>) = places.iter().partition(|(_, o)| o.as_deref() == Some(output));
-    let mut all: Vec<Vec<u32>> = [same, other].map(|l| l.iter().map(|(n, _)| *n).collect()).into();
-    all.iter_mut().for_each(|l| l.sort_unstable());
-    all.concat()
+/// A place that an earlier life has left.
+struct Left {
+    number: u32,
+    /// Its standard streams, as [`streams`] has them.
+    streams: Option<Vec<u8>>,
+    /// Its step has ended.
+    ended: bool,
+}
+
+/// Of the places with this hash: which to try first. Those whose streams were ours, in their order. Then those that were cut
+/// off, as the name of a stream may hold that of a node; never one that has ended with other streams: it was another step,
+/// and its result is not ours.
+fn order(mut places: Vec<Left>, streams: &[u8]) -> Vec<u32> {
+    let same = |p: &Left| p.streams.as_deref() == Some(streams);
+    places.retain(|p| same(p) || !p.ended);
+    places.sort_unstable_by_key(|p| (!same(p), p.number));
+    places.iter().map(|p| p.number).collect()
 }
 
 /// The index.
@@ -162,21 +174,26 @@ impl Index {
         let number = |e: fs::DirEntry| {
             e.file_name().to_str()?.strip_prefix(hash)?.strip_prefix('.')?.parse::<u32>().ok()
         };
-        let places: Vec<(u32, Option<Vec<u8>>)> = list
-            .filter_map(number)
-            .map(|n| (n, fs::read(job.join(format!("{hash}.{n}/output"))).ok()))
-            .collect();
+        let left = |number: u32| {
+            let dir = job.join(format!("{hash}.{number}"));
+            Left {
+                number,
+                streams: fs::read(dir.join("output")).ok(),
+                ended: run_of(&dir).is_some_and(|r| r.join(RESULT).exists()),
+            }
+        };
+        let places: Vec<Left> = list.filter_map(number).map(left).collect();
         let claim = format!("claim-{}", life.number);
         let taken = |dir: &Path| match private_file(&dir.join(&claim), true) {
             Ok(_) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(Error::io("claim", dir)(e)),
         };
-        let fresh = places.iter().map(|(n, _)| n + 1).max().unwrap_or(0);
-        for n in order(&places, output) {
+        let fresh = places.iter().map(|p| p.number + 1).max().unwrap_or(0);
+        for n in order(places, output) {
             let dir = job.join(format!("{hash}.{n}"));
             if taken(&dir)? {
-                let run = fs::read(dir.join("run")).ok().map(|b| PathBuf::from(OsString::from_vec(b)));
+                let run = run_of(&dir);
                 return Ok(Place { dir, run });
             }
         }
@@ -218,12 +235,20 @@ impl Index {
     }
 }
 
-/// Where this process' standard output goes, if it is a file with a name.
-pub(crate) fn output() -> Vec<u8> {
-    let file = rustix::fs::fstat(std::io::stdout())
-        .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::RegularFile);
-    let link = fs::read_link("/proc/self/fd/1").unwrap_or_default();
-    if file { link.into_os_string().into_vec() } else { OsStr::new("").as_bytes().to_vec() }
+/// The run that a place is for.
+fn run_of(place: &Path) -> Option<PathBuf> {
+    fs::read(place.join("run")).ok().map(|b| PathBuf::from(OsString::from_vec(b)))
+}
+
+/// Where this process' standard output goes and its standard input comes from, as far as they are files with a name.
+pub(crate) fn streams() -> Vec<u8> {
+    let name = |fd: u32| {
+        let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
+        let file = path.metadata().is_ok_and(|m| m.is_file());
+        let link = if file { fs::read_link(path).unwrap_or_default() } else { PathBuf::new() };
+        link.into_os_string().into_vec()
+    };
+    [name(1), name(0)].join(&0)
 }
 
 #[cfg(test)]
@@ -255,7 +280,7 @@ mod tests {
             ("SLURM_RESTART_COUNT", "2"),
         ];
         let l = Life::around(|n| array.iter().find(|(k, _)| *k == n).map(|(_, v)| v.into())).unwrap();
-        assert_eq!((l.name.as_str(), l.number, l.job.as_str()), ("___x.100_3", 2, "101"));
+        assert_eq!((l.name.as_str(), l.number, l.job.as_str()), ("___x.100_3", 2, "100_3"));
     }
 
     #[test]
@@ -285,14 +310,16 @@ mod tests {
     }
 
     #[test]
-    fn twins_are_told_apart_by_their_output() {
+    fn twins_are_told_apart_by_their_streams() {
         let index = scratch("twins");
         for (o, r) in [(&b"/w/out1"[..], "/r/1"), (b"/w/out2", "/r/2")] {
             index.claim(&life(0), "h", o).unwrap().remember(Path::new(r)).unwrap();
         }
         assert_eq!(index.claim(&life(1), "h", b"/w/out2").unwrap().run, Some("/r/2".into()));
-        assert_eq!(index.claim(&life(1), "h", b"/w/new").unwrap().run, Some("/r/1".into()));
-        assert_eq!(order(&[(1, None), (0, Some(b"x".to_vec())), (2, Some(b"y".to_vec()))], b"y"), [2, 0, 1]);
+        assert_eq!(index.claim(&life(1), "h", b"/w/new").unwrap().run, Some("/r/1".into()), "it was cut off");
+        let left = |number, streams: &str, ended| Left { number, streams: Some(streams.into()), ended };
+        let all = || vec![left(1, "x", true), left(0, "x", false), left(4, "y", true), left(2, "y", false)];
+        assert_eq!(order(all(), b"y"), [2, 4, 0], "what has ended with other streams is another step");
         fs::remove_dir_all(&index.0).unwrap();
     }
 

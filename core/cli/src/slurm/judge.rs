@@ -89,15 +89,16 @@ pub(crate) fn judge(f: &Facts) -> End {
     if let Some(ckpt) = o.and_then(|o| o.stopped_at) {
         return End::Stopped(ckpt);
     }
+    let state = f.state.as_deref();
+    // Also with status 0: a program may end well because it was told to, and has to go on after a requeue.
+    if f.in_allocation && state.is_some_and(|s| !runs_on(s)) {
+        return End::Interrupted(f.status);
+    }
     if by_signal(&f.signals, f.status) || f.cancelled {
         return if f.status == 0 { End::Ended(0) } else { End::Interrupted(f.status) };
     }
-    let state = f.state.as_deref();
     if f.in_allocation {
-        // Also with status 0: a program may end well because it was told to, and has to go on after a requeue.
-        if state.is_some_and(|s| !runs_on(s)) {
-            return End::Interrupted(f.status);
-        }
+        // Its state has nothing more to say.
     } else if state.is_some_and(|s| ["CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED", "REVOKED"].contains(&s))
     {
         return End::Interrupted(f.status);
@@ -195,6 +196,8 @@ mod tests {
         for state in ["COMPLETING", "CANCELLED", "PENDING", "NODE_FAIL", "TIMEOUT", "PREEMPTED"] {
             let f = Facts { outcome: lost(), ..in_job(143, state) };
             assert_eq!(judge(&f), End::Interrupted(143), "{state}");
+            let told = Facts { signals: vec![(SIGTERM, Duration::ZERO)], ..in_job(0, state) };
+            assert_eq!(judge(&told), End::Interrupted(0), "{state}: it ended well because it was told to");
             assert_eq!(judge(&in_job(0, state)), End::Interrupted(0), "{state}");
         }
     }

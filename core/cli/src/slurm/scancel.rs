@@ -45,7 +45,7 @@ impl Cancelled {
 
 /// `scancel` with these arguments: marks the steps that are named, and becomes the real one.
 pub(crate) fn scancel(arg0: &OsStr, args: &[OsString]) -> u8 {
-    if let Ok(index) = Index::usual() {
+    if let Some(index) = Index::usual().ok().filter(|_| ends(args)) {
         for (key, step) in args.iter().filter_map(|a| named_step(a.to_str()?)) {
             for w in index.announced(key).iter().filter(|w| w.step == step) {
                 if let Some(f) = current(w, key) {
@@ -55,6 +55,19 @@ pub(crate) fn scancel(arg0: &OsStr, args: &[OsString]) -> u8 {
         }
     }
     pass_on(arg0, "scancel", args)
+}
+
+/// Whether these arguments end what they name, rather than send it some signal.
+fn ends(args: &[OsString]) -> bool {
+    let words: Vec<&str> = args.iter().filter_map(|a| a.to_str()).collect();
+    let given = words.iter().enumerate().find_map(|(n, w)| match *w {
+        "-s" | "--signal" => words.get(n + 1).copied(),
+        w => w.strip_prefix("--signal=").or_else(|| w.strip_prefix("-s")),
+    });
+    given.is_none_or(|s| {
+        let name = s.to_ascii_uppercase();
+        ["KILL", "TERM", "9", "15"].contains(&name.trim_start_matches("SIG"))
+    })
 }
 
 /// N.S or N_T.S.
@@ -76,6 +89,13 @@ mod tests {
         for no in ["5", "-s", "5.batch", "a.b", "5.", ".1"] {
             assert_eq!(named_step(no), None, "{no}");
         }
+    }
+
+    #[test]
+    fn a_signal_ends_nothing() {
+        let of = |line: &str| ends(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>());
+        assert!(of("5.0") && of("-s KILL 5.0") && of("--signal=sigterm 5.0") && of("-s9 5.0"));
+        assert!(!of("-s USR1 5.0") && !of("--signal USR2 5.0") && !of("--signal=10 5.0"));
     }
 
     #[test]

@@ -247,6 +247,12 @@ impl Front<'_> {
                         if view.batch { "submitted with --no-requeue" } else { "no batch job" }
                     ));
                 }
+                if !all_ours {
+                    return Told::refuse(format!(
+                        "job {key} has steps that do not run under Stillpoint, and a requeue would end them; 'scontrol requeue \
+                         {key}' does it all the same"
+                    ));
+                }
                 told.add(self.checkpoint(found, false));
                 if !told.failed {
                     match (self.ask)("scontrol", &["requeue", key]) {

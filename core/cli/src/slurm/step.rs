@@ -91,7 +91,9 @@ pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8,
             Ok(chosen) => chosen,
             Err(status) => return Ok(status),
         };
-    if matches!(chosen.from, From::New) && understood.input != Input::None {
+    // Also where a former life of the job ended while it read: nothing has run on it yet.
+    let anew = !matches!(chosen.from, From::Checkpoint(_)) && !chosen.job.path("stdin").is_file();
+    if anew && understood.input != Input::None {
         spool_stdin(&chosen.job)?;
     }
     if chosen.job.path("stdin").is_file() {
@@ -102,7 +104,7 @@ pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8,
         };
     }
     let step = Step { job: &chosen.job, srun: &given.srun, args: &given.args, life, model, json, ask };
-    let result = step.supervise(chosen.from);
+    let result = step.supervise(chosen.from, chosen.incarnation);
     if matches!(result, Err(Error::Start { .. })) && catalog::list(&chosen.job).is_empty() {
         let _ = std::fs::remove_dir_all(&chosen.job.dir);
     }
@@ -114,6 +116,7 @@ pub(crate) fn again(
     job: &Job,
     what: &Description,
     from: Checkpoint,
+    incarnation: u32,
     srun: &Path,
     json: bool,
 ) -> Result<u8, Error> {
@@ -128,22 +131,18 @@ pub(crate) fn again(
     let life = Life::around(|n| std::env::var_os(n));
     std::env::set_current_dir(&what.info.cwd).map_err(Error::io("enter", Path::new(&what.info.cwd)))?;
     let args = words.get(1..).unwrap_or_default();
-    Step { job, srun, args, life, model, json, ask: &job::ask }.supervise(From::Checkpoint(from.into()))
+    Step { job, srun, args, life, model, json, ask: &job::ask }
+        .supervise(From::Checkpoint(from.into()), incarnation)
 }
 
 impl Step<'_> {
     /// Starts srun until the step has ended by itself, was ended, or cannot be restarted.
-    fn supervise(&self, mut from: From) -> Result<u8, Error> {
+    fn supervise(&self, mut from: From, mut incarnation: u32) -> Result<u8, Error> {
         let mut heard = Heard::new()?;
         let mut before = Before::default();
         let mut lost_at: Option<Instant> = None;
         let mut shrunk = false;
         loop {
-            let incarnation = if matches!(from, From::New) {
-                0
-            } else {
-                RunDir::open(&self.job.dir)?.claim_incarnation()?
-            };
             let restart = match &from {
                 From::Checkpoint(c) => Some(c.dir.clone()),
                 _ => None,
@@ -197,15 +196,18 @@ impl Step<'_> {
                     if let Some(s) = self.pause(&mut heard, Duration::from_secs(5)) {
                         return Ok(s);
                     }
+                    incarnation = RunDir::open(&self.job.dir)?.claim_incarnation()?;
                 }
                 Next::Restart { scratch } => {
+                    // Before the choice: no agent of the former start commits anything behind it (INV-4).
+                    incarnation = RunDir::open(&self.job.dir)?.claim_incarnation()?;
                     before.in_a_row += 1;
                     lost_at = Some(Instant::now());
                     before.noticed = scratch;
                     shrunk |= scratch && self.life.is_some();
                     from = match newest(self.job, self.json) {
                         Ok(c) => From::Checkpoint(c.into()),
-                        Err(_) if scratch => From::Beginning,
+                        Err(Error::NoCheckpoint(..)) if scratch => From::Beginning,
                         Err(e) => {
                             let text = format!("run {}: no restart: {}", self.job.name, chain(&e));
                             say(self.json, "lost", self.job, &text);
@@ -273,10 +275,10 @@ impl Step<'_> {
         }
         if let Some(w) = w.as_ref().filter(|_| unclear) {
             f.node_gone = job::is_node_gone(self.ask, &w.nodes);
-            f.cancelled = !f.node_gone
-                && matches!(judge(&f), End::Lost { .. })
+            // The mark says what a user wanted, whatever has become of the nodes; the data base only how it ended.
+            f.cancelled = matches!(judge(&f), End::Lost { .. })
                 && (Cancelled::stands(self.job, incarnation)
-                    || job::was_cancelled(self.ask, &w.job, &w.step));
+                    || !f.node_gone && job::was_cancelled(self.ask, &w.job, &w.step));
         }
         (judge(&f), f)
     }
@@ -307,8 +309,8 @@ impl Step<'_> {
     /// Ends a step that srun does not end.
     fn cancel(&self, incarnation: u32) {
         if let Some(w) = self.whereabouts(incarnation) {
-            let whom = if self.life.is_some() { format!("{}.{}", w.job, w.step) } else { w.job };
-            let _ = (self.ask)("scancel", &[&whom]);
+            // Never the whole job: it need not be ours alone.
+            let _ = (self.ask)("scancel", &[&format!("{}.{}", w.job, w.step)]);
         }
     }
 

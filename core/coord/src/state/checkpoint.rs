@@ -318,7 +318,12 @@ impl Coordinator {
                     }
                 }
             }
+            let saving = !self.preparing && matches!(self.stage, Stage::Stop | Stage::Drain);
             for (rank, items) in to {
+                if saving {
+                    // What a hello would say now, if this rank's line broke; of one whose line stands it says nothing later.
+                    self.ranks[rank as usize].before.told = self.ckpt.0;
+                }
                 self.send(rank, ToRank::Exchanged { round, items });
             }
         }
