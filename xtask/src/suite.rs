@@ -25,6 +25,7 @@ const AREAS: &[Area] = &[
             "stillpoint-loader",
             "stillpoint-capture",
             "stillpoint-coord",
+            "stillpoint-net",
             "stillpoint-agent",
             "stillpoint-cli",
             "stillpoint-capi",
