@@ -193,7 +193,9 @@ pub fn agents_of(store: &Path) -> Vec<u32> {
     all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_ours).collect()
 }
 
-fn full() -> bool {
+/// Whether all of a campaign is to be run (`cargo xtask test --full`).
+#[must_use]
+pub fn full() -> bool {
     std::env::var_os("STILLPOINT_TEST_FULL").is_some()
 }
 

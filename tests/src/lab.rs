@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::process::{Ended, Running};
-use crate::program::Program;
+use crate::program::{Program, path_text};
 use crate::{skipped, sources};
 
 /// The unprivileged user of the lab.
@@ -60,7 +60,7 @@ impl Lab {
         fs::write(lab.state.join("etc/slurm.extra.conf"), lines).expect("write the lab's settings");
         let up = lab.lab(&["up", "-n", &nodes.to_string()], Duration::from_secs(400));
         assert!(ok(&up), "the lab does not come up: {up:#?}");
-        let chown = ["-R".to_owned(), USER.to_owned(), text(&lab.work())];
+        let chown = ["-R".to_owned(), USER.to_owned(), path_text(&lab.work())];
         assert!(Command::new("chown").args(&chown).status().is_ok_and(|s| s.success()));
         Some(lab)
     }
@@ -106,7 +106,7 @@ impl Lab {
         let mut words = Program::named(name).command(rounds, 7).map_err(|lack| skipped(&lack)).ok()?;
         let copy = self.state.join("programs").join(name);
         fs::copy(&words[0], &copy).expect("copy a program into the lab");
-        words[0] = text(&copy);
+        words[0] = path_text(&copy);
         Some(words)
     }
 
@@ -116,7 +116,7 @@ impl Lab {
         let path = self.work().join(name);
         fs::write(&path, format!("#!/bin/bash\n{lines}\n")).expect("write a script");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("make a script executable");
-        text(&path)
+        path_text(&path)
     }
 
     /// A command of a user on the login node.
@@ -259,8 +259,4 @@ impl Drop for Lab {
 #[must_use]
 pub fn ok(ended: &Ended) -> bool {
     ended.status.is_some_and(|s| s.success())
-}
-
-fn text(path: &Path) -> String {
-    path.to_str().expect("the path is text").to_owned()
 }

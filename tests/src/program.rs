@@ -169,7 +169,7 @@ impl Program {
     }
 }
 
-fn path_text(path: &Path) -> String {
+pub(crate) fn path_text(path: &Path) -> String {
     path.to_str().expect("a path of the tree is text").to_owned()
 }
 

@@ -190,16 +190,8 @@ impl Agent<'_> {
             Input::Opened(conn, link) => {
                 self.links.insert(conn, link);
             }
-            Input::Closed(conn) => {
-                self.links.remove(&conn);
-                self.idle_since = Instant::now();
-                self.coordinate(Event::Closed(conn));
-            }
-            Input::Parted(conn) => {
-                self.links.remove(&conn);
-                self.idle_since = Instant::now();
-                self.coordinate(Event::Parted(conn));
-            }
+            Input::Closed(conn) => self.without(conn, Event::Closed(conn)),
+            Input::Parted(conn) => self.without(conn, Event::Parted(conn)),
             Input::Relay(relay, out) => drop(self.relays.insert(relay, out)),
             Input::RelayGone(relay) => {
                 self.relays.remove(&relay);
@@ -232,6 +224,13 @@ impl Agent<'_> {
             },
         }
         None
+    }
+
+    /// A connection is gone, in the way that `event` says.
+    fn without(&mut self, conn: Conn, event: Event) {
+        self.links.remove(&conn);
+        self.idle_since = Instant::now();
+        self.coordinate(event);
     }
 
     fn send(&self, conn: Conn, message: ToRank) {

@@ -97,10 +97,9 @@ pub(crate) fn judge(f: &Facts) -> End {
     if by_signal(&f.signals, f.status) || f.cancelled {
         return if f.status == 0 { End::Ended(0) } else { End::Interrupted(f.status) };
     }
-    if f.in_allocation {
-        // Its state has nothing more to say.
-    } else if state.is_some_and(|s| ["CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED", "REVOKED"].contains(&s))
-    {
+    // Of a job that srun has made for this step alone, the state tells more.
+    let own = state.filter(|_| !f.in_allocation);
+    if own.is_some_and(|s| ["CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED", "REVOKED"].contains(&s)) {
         return End::Interrupted(f.status);
     }
     // With its only node gone, srun has no status of any task, and says 0.
