@@ -33,7 +33,7 @@ impl Bed {
         let scratch = tmpfs.join(format!("stillpoint-bench-{}", std::process::id()));
         std::fs::create_dir_all(&scratch).map_err(|error| format!("make {}: {error}", scratch.display()))?;
         let bed = Bed { built, scratch };
-        for name in ["call", "image"] {
+        for name in ["call", "image", "beat"] {
             let source =
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name).with_extension("c");
             let line = Command::new("mpicc").arg("-O2").arg(source).arg("-o").arg(bed.program(name)).status();

@@ -10,12 +10,13 @@ mod call;
 mod image;
 mod machine;
 mod report;
+mod requeue;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask bench [--pairs N] [--native] [--only call|weight|solver|stall|dump] [--label TEXT]
-N interleaved pairs of runs, 11 if not said. A whole run, or any with a label, writes bench/results/DATE-COMMIT[-TEXT].md and .json.
+cargo xtask bench [--pairs N] [--native] [--only call|weight|solver|stall|dump|requeue] [--label TEXT]
+N interleaved pairs of runs, 11 if not said; `requeue`, which kills nodes of a Slurm, only if it is named. A whole run, or any with a label, writes bench/results/DATE-COMMIT[-TEXT].md and .json.
 $STILLPOINT_BENCH_DIR: the folder for images and plain files, /dev/shm if not set.";
 
 /// What was asked for.
@@ -53,7 +54,12 @@ impl Wish {
     }
 }
 
-const PARTS: [&str; 5] = ["call", "weight", "solver", "stall", "dump"];
+const PARTS: [&str; 6] = ["call", "weight", "solver", "stall", "dump", "requeue"];
+
+/// Whether a part is wanted; the last one takes as long as all the others together, and wants root.
+fn wanted(part: &str, only: Option<&str>) -> bool {
+    only.map_or(part != "requeue", |only| only == part)
+}
 
 fn main() -> ExitCode {
     match Wish::parse(std::env::args().skip(1)).and_then(|wish| measure(&wish)) {
@@ -68,12 +74,13 @@ fn main() -> ExitCode {
 fn measure(wish: &Wish) -> Result<(), String> {
     let (bed, load) = (bed::Bed::make()?, machine::load());
     let mut figures = Vec::new();
-    for part in PARTS.into_iter().filter(|part| wish.only.as_deref().is_none_or(|only| only == *part)) {
+    for part in PARTS.into_iter().filter(|part| wanted(part, wish.only.as_deref())) {
         eprintln!("bench: {part}, {} pairs", wish.pairs);
         figures.extend(match part {
             "call" => call::calls(&bed, wish.pairs, wish.native)?,
             "weight" => call::weight(&bed, wish.pairs, wish.native)?,
             "solver" => call::solver(&bed, wish.pairs, wish.native)?,
+            "requeue" => requeue::measure(&bed, wish.pairs, wish.native)?,
             _ => images(&bed, part == "dump", wish)?,
         });
     }

@@ -104,10 +104,16 @@ impl Lab {
     #[must_use]
     pub fn program(&self, name: &str, rounds: u32) -> Option<Vec<String>> {
         let mut words = Program::named(name).command(rounds, 7).map_err(|lack| skipped(&lack)).ok()?;
-        let copy = self.state.join("programs").join(name);
-        fs::copy(&words[0], &copy).expect("copy a program into the lab");
-        words[0] = path_text(&copy);
+        words[0] = self.place(Path::new(&words[0]));
         Some(words)
+    }
+
+    /// Any other program, where all nodes see it.
+    #[must_use]
+    pub fn place(&self, program: &Path) -> String {
+        let copy = self.state.join("programs").join(program.file_name().unwrap_or_default());
+        fs::copy(program, &copy).expect("copy a program into the lab");
+        path_text(&copy)
     }
 
     /// A file in the user's directory that may be executed.

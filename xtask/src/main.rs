@@ -57,6 +57,9 @@ fn main() -> ExitCode {
 
 fn bench(rest: &[&str]) -> Outcome {
     setup::setup()?;
+    if rest.contains(&"requeue") {
+        setup::lab()?;
+    }
     build::build()?;
     let mut arguments = vec!["run", "--release", "--package", "stillpoint-bench", "--"];
     arguments.extend(rest);
