@@ -6,7 +6,8 @@
 //!                                          claimed by another meanwhile ─▶ look again
 //! ```
 //!
-//! What a reader would get wrong: connections of this node's ranks are accepted all the while, and wait.
+//! What a reader would get wrong: connections of this node's ranks are accepted all the while, and wait. A root of an earlier
+//! start of the job is asked once: after a power cut that start's root is silent for good, and nothing of it counts any more.
 
 use crate::AgentError;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
@@ -15,11 +16,14 @@ use stillpoint_net::NetError;
 use stillpoint_net::dial;
 use stillpoint_net::handshake::{Purpose, token};
 use stillpoint_net::roots::{Claimed, Root, Roots, host};
+use stillpoint_storage::run::RunDir;
 
 /// How long a root whose addresses all refuse is given.
 const REFUSES: Duration = Duration::from_secs(1);
 /// How long one is given that does not answer at all.
 const SILENT: Duration = Duration::from_secs(15);
+/// How long each address of a root of an earlier start may take to answer.
+const FORMER: Duration = Duration::from_millis(500);
 
 /// What an agent is.
 #[derive(Debug)]
@@ -40,9 +44,10 @@ pub(crate) struct Claim {
 }
 
 /// Finds the root, or becomes it.
-pub(crate) fn elect(roots: &Roots) -> Result<Role, AgentError> {
+pub(crate) fn elect(run: &RunDir, roots: &Roots) -> Result<Role, AgentError> {
     let mut tried: Option<(u32, Instant)> = None;
     loop {
+        let started = run.incarnation()?;
         let newest = roots.newest_now()?;
         let (number, root) = match newest {
             None => (0, None),
@@ -53,28 +58,39 @@ pub(crate) fn elect(roots: &Roots) -> Result<Role, AgentError> {
             Some((n, begun)) if n == number => begun,
             _ => tried.insert((number, Instant::now())).1,
         };
-        let patience = match root.map(|root| dial::connect(&root, Purpose::Relay)) {
+        let former = root.as_ref().is_some_and(|root| root.incarnation < started);
+        let dialled = root.map(|root| match former {
+            true => dial::connect_within(&root, Purpose::Relay, FORMER),
+            false => dial::connect(&root, Purpose::Relay),
+        });
+        let patience = match dialled {
             None => Duration::ZERO,
             Some(Ok(stream)) => {
                 tracing::info!("relay; the root is agent {number}");
                 return Ok(Role::Relay(stream));
             }
-            Some(Err(NetError::Gone)) => REFUSES,
-            Some(Err(e)) => {
-                tracing::debug!("agent {number}: {e}");
-                SILENT
-            }
+            Some(Err(e)) => patience(&e, former),
         };
         if begun.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(100));
-        } else if let Some(claim) = claim(roots, number + 1)? {
+        } else if let Some(claim) = claim(roots, number + 1, started)? {
             tracing::info!("root, agent {}", claim.number);
             return Ok(Role::Root(claim));
         }
     }
 }
 
-fn claim(roots: &Roots, number: u32) -> Result<Option<Claim>, AgentError> {
+/// How long one is given whom we could not reach.
+fn patience(why: &NetError, former: bool) -> Duration {
+    tracing::debug!("the newest root: {why}");
+    match why {
+        _ if former => Duration::ZERO,
+        NetError::Gone => REFUSES,
+        _ => SILENT,
+    }
+}
+
+fn claim(roots: &Roots, number: u32, incarnation: u32) -> Result<Option<Claim>, AgentError> {
     let io = |source| AgentError::Io { what: "listen on a port", source };
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0))
         .or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)));
@@ -87,7 +103,37 @@ fn claim(roots: &Roots, number: u32) -> Result<Option<Claim>, AgentError> {
         port: listener.local_addr().map_err(io)?.port(),
         token: token.clone(),
         pid: std::process::id(),
+        incarnation,
     };
     let ours = roots.claim(number, &root)?;
     Ok(ours.then(|| Claim { number, roots: roots.clone(), token, listener }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_root_is_waited_for_unless_its_start_is_over() {
+        let silent = || NetError::Io { what: "connect", source: std::io::ErrorKind::TimedOut.into() };
+        assert_eq!(patience(&silent(), false), SILENT);
+        assert_eq!(patience(&NetError::Gone, false), REFUSES);
+        assert_eq!(patience(&silent(), true), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_next_root_knows_its_start() {
+        let path = std::env::temp_dir().join(format!("stillpoint-elect-{}", std::process::id()));
+        let run = RunDir::create(&path).unwrap();
+        let roots = Roots::of(&run);
+        for number in 1..3 {
+            // The former one listens no more: its claim is dropped with its port.
+            let Role::Root(claim) = elect(&run, &roots).unwrap() else { panic!("nobody listens") };
+            assert_eq!(claim.number, number);
+            let newest = roots.newest_now().unwrap().unwrap().root.unwrap();
+            assert_eq!(newest.incarnation, run.incarnation().unwrap());
+            assert_eq!(run.claim_incarnation().unwrap(), number);
+        }
+        std::fs::remove_dir_all(&path).unwrap();
+    }
 }

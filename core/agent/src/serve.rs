@@ -65,7 +65,7 @@ pub(crate) fn serve(run: &RunDir, local: &RunDir, args: &Args) -> Result<(), Age
     } else {
         let roots = Roots::of(run);
         loop {
-            let goes_on = match elect(&roots)? {
+            let goes_on = match elect(run, &roots)? {
                 Role::Root(claim) => root(run, args, Some(claim), &to, &inputs)? == Over::Superseded,
                 Role::Relay(stream) => {
                     relay(args, stream, &to, &inputs).map_err(io("talk to the root"))? == End::RootGone

@@ -72,9 +72,14 @@ fn ways(root: &Root) -> Vec<SocketAddr> {
 
 /// Connects to a root. [`NetError::Gone`]: it is certain that it does not listen any more.
 pub fn connect(root: &Root, purpose: Purpose) -> Result<TcpStream> {
+    connect_within(root, purpose, EACH)
+}
+
+/// The same, with so much time for each address.
+pub fn connect_within(root: &Root, purpose: Purpose, each: Duration) -> Result<TcpStream> {
     let mut failed = NetError::Gone;
     for way in ways(root) {
-        match TcpStream::connect_timeout(&way, EACH) {
+        match TcpStream::connect_timeout(&way, each) {
             Ok(stream) => match handshake::call(&stream, &root.token, purpose) {
                 Ok(()) => {
                     let _ = stream.set_nodelay(true);

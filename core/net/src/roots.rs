@@ -30,6 +30,9 @@ pub struct Root {
     pub token: String,
     /// Its process, for people.
     pub pid: u32,
+    /// The latest start of the job that was claimed when it began.
+    #[serde(default)]
+    pub incarnation: u32,
 }
 
 /// The newest claim.
@@ -169,6 +172,7 @@ pub(crate) mod tests {
             port: 1,
             token: token.into(),
             pid: std::process::id(),
+            incarnation: 0,
         }
     }
 
