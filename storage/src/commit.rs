@@ -12,12 +12,35 @@ use crate::manifest::{Entry, Manifest};
 use crate::run::{RunDir, open_ours, read_small, sync_dir};
 use crate::{At, Result, StoreError};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use stillpoint_abi::ids::CkptId;
 
 /// Name of a rank's image.
 pub fn image_name(rank: u32) -> String {
     format!("rank-{rank:05}.img")
+}
+
+/// Name of the directory of a checkpoint that is being written.
+pub(crate) fn partial_name(ckpt: CkptId) -> String {
+    format!("ckpt-{:06}.partial", ckpt.0)
+}
+
+/// Which image of which unfinished checkpoint this path is of.
+pub fn image_at(path: &Path) -> Option<(CkptId, u32)> {
+    let dir = path.parent()?.file_name()?.to_str()?;
+    let (ckpt, true) = ckpt_name(dir)? else { return None };
+    let rank = path.file_name()?.to_str()?.strip_prefix("rank-")?.strip_suffix(".img")?.parse().ok()?;
+    Some((ckpt, rank))
+}
+
+/// The checkpoint of a directory of this name; true: unfinished.
+fn ckpt_name(name: &str) -> Option<(CkptId, bool)> {
+    let rest = name.strip_prefix("ckpt-")?;
+    let (digits, partial) = match rest.strip_suffix(".partial") {
+        Some(digits) => (digits, true),
+        None => (rest, false),
+    };
+    Some((CkptId(digits.parse().ok()?), partial))
 }
 
 /// Checkpoints that are kept.
@@ -31,7 +54,7 @@ impl RunDir {
 
     /// Where one lies that is being written.
     pub fn partial_path(&self, ckpt: CkptId) -> PathBuf {
-        self.path().join(format!("ckpt-{:06}.partial", ckpt.0))
+        self.path().join(partial_name(ckpt))
     }
 
     /// Claims the next number, and makes the directory for it.
@@ -111,21 +134,14 @@ impl RunDir {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(self.path()).at("list", self.path())? {
             let name = entry.at("list", self.path())?.file_name();
-            let Some(rest) = name.to_str().and_then(|n| n.strip_prefix("ckpt-")) else { continue };
-            let (digits, partial) = match rest.strip_suffix(".partial") {
-                Some(digits) => (digits, true),
-                None => (rest, false),
-            };
-            if let Ok(id) = digits.parse() {
-                found.push((CkptId(id), partial));
-            }
+            found.extend(name.to_str().and_then(ckpt_name));
         }
         found.sort_unstable_by(|a, b| b.cmp(a));
         Ok(found)
     }
 }
 
-fn remove(dir: &std::path::Path) -> Result<()> {
+pub(crate) fn remove(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("remove", dir),
         _ => Ok(()),
@@ -137,7 +153,6 @@ pub(crate) mod tests {
     use super::*;
     use crate::manifest::{Finished, VERSION, hex};
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     pub(crate) struct Scratch(pub(crate) PathBuf);
 
@@ -206,6 +221,18 @@ pub(crate) mod tests {
         assert_eq!(take(&run), CkptId(6));
         let mode = std::fs::metadata(run.ckpt_path(CkptId(6))).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn paths_of_images() {
+        let run = RunDir { path: "/r".into() };
+        let path = run.partial_path(CkptId(7)).join(image_name(3));
+        assert_eq!(image_at(&path), Some((CkptId(7), 3)));
+        for other in
+            ["/r/ckpt-000007/rank-00003.img", "/r/ckpt-x.partial/rank-00003.img", "/r/rank-00003.img"]
+        {
+            assert_eq!(image_at(Path::new(other)), None, "{other}");
+        }
     }
 
     #[test]

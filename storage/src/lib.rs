@@ -16,12 +16,16 @@
 //! - [`manifest`]: what is in a checkpoint, and its checksums.
 //! - [`commit`]: begin, commit, discard, retention.
 //! - [`verify`]: which checkpoint may be used.
+//! - [`node`]: a run's directory on the disk of a node.
+//! - [`copy`]: a file from there to where a commit looks.
 //!
 //! What a reader would get wrong: a file here is a name and bytes; what an image is, this crate does not know.
 #![forbid(unsafe_code)]
 
 pub mod commit;
+pub mod copy;
 pub mod manifest;
+pub mod node;
 pub mod run;
 pub mod verify;
 
@@ -72,6 +76,9 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// A copy was told to end.
+    #[error("the copy was given up")]
+    Cancelled,
     /// Somebody else goes on with the run.
     #[error("{0}")]
     Superseded(String),

@@ -36,7 +36,7 @@ pub struct RunInfo {
 /// A run directory.
 #[derive(Clone, Debug)]
 pub struct RunDir {
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl RunDir {

@@ -21,6 +21,8 @@ pub enum Stage {
     Resume,
     /// Frozen children write their images.
     Write,
+    /// Every image is complete on its node; those on node-local disks are copied to where a commit looks.
+    Copy,
     /// All images are durable; the manifest is renamed into place.
     Commit,
 }
@@ -36,6 +38,7 @@ impl fmt::Display for Stage {
             Stage::Snapshot => "snapshot",
             Stage::Resume => "resume",
             Stage::Write => "write",
+            Stage::Copy => "copy",
             Stage::Commit => "commit",
         })
     }

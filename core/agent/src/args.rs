@@ -8,7 +8,7 @@ use std::time::Duration;
 use stillpoint_coord::state::{Config, Mode};
 use stillpoint_storage::commit::KEEP;
 
-const USAGE: &str = "usage: stillpoint-agent --run DIR [--local DIR] [--interval DUR] [--mode auto|forked|direct] \
+const USAGE: &str = "usage: stillpoint-agent --run DIR [--local DIR] [--burst DIR] [--burst-rate BYTES] [--interval DUR] [--mode auto|forked|direct] \
                      [--limits STAGE=DUR,…] [--keep N] [--linger DUR] [--foreground]";
 
 /// What was asked for.
@@ -18,6 +18,10 @@ pub(crate) struct Args {
     pub(crate) run: PathBuf,
     /// Directory of this node for the run: there are other nodes.
     pub(crate) local: Option<PathBuf>,
+    /// Directory of this node below which images are written before they are copied to the run directory.
+    pub(crate) burst: Option<PathBuf>,
+    /// Bytes a second that this node copies at most.
+    pub(crate) burst_rate: Option<u64>,
     /// Interval, mode and limits.
     pub(crate) config: Config,
     /// Checkpoints that are kept.
@@ -35,6 +39,8 @@ impl Args {
     ) -> Result<Args, String> {
         let mut run = env("STILLPOINT_RUN");
         let mut local = env("STILLPOINT_LOCAL");
+        let mut burst = env("STILLPOINT_BURST");
+        let mut burst_rate = env("STILLPOINT_BURST_RATE");
         let mut interval = env("STILLPOINT_INTERVAL");
         let mut mode = env("STILLPOINT_MODE");
         let mut limits = env("STILLPOINT_LIMITS");
@@ -54,6 +60,8 @@ impl Args {
             let slot = match name.as_str() {
                 "--run" => &mut run,
                 "--local" => &mut local,
+                "--burst" => &mut burst,
+                "--burst-rate" => &mut burst_rate,
                 "--interval" => &mut interval,
                 "--mode" => &mut mode,
                 "--limits" => &mut limits,
@@ -83,12 +91,15 @@ impl Args {
                 "drain" => &mut config.drain,
                 "snapshot" => &mut config.snapshot,
                 "write" => &mut config.write,
+                "copy" => &mut config.copy,
                 other => return Err(format!("limit {other}: no such stage")),
             } = nanos(value)?;
         }
         Ok(Args {
             run: run.filter(|r| !r.is_empty()).ok_or_else(|| format!("no run directory; {USAGE}"))?.into(),
             local: local.filter(|l| !l.is_empty()).map(PathBuf::from),
+            burst: burst.filter(|b| !b.is_empty() && b != "none").map(PathBuf::from),
+            burst_rate: burst_rate.filter(|r| !r.is_empty()).map(|r| bytes(&r)).transpose()?,
             config,
             keep: match keep.as_deref() {
                 None | Some("") => KEEP,
@@ -101,6 +112,18 @@ impl Args {
             foreground,
         })
     }
+}
+
+/// `50000000`, `50M`, `1G`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let n = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).filter(|n| *n > 0);
+    n.ok_or_else(|| format!("{text} is no number of bytes a second: 50000000, 50M, 1G"))
 }
 
 /// `500ms`, `2s`, `10m`, `1h`; a bare number is seconds.
@@ -137,6 +160,11 @@ mod tests {
         assert_eq!(a.config.interval, Some(500_000_000));
         assert_eq!((a.config.settle, a.config.drain), (1_500_000_000, 2_000_000_000));
         assert_eq!(a.config.mode, Mode::Direct);
+        assert_eq!((a.burst, a.burst_rate), (None, None));
+        let a = parse("--run /r --burst /b --burst-rate 3M --limits copy=5").unwrap();
+        assert_eq!((a.burst, a.burst_rate), (Some("/b".into()), Some(3 << 20)));
+        assert_eq!(a.config.copy, 5_000_000_000);
+        assert_eq!(parse("--run /r --burst none").unwrap().burst, None);
     }
 
     #[test]
@@ -147,6 +175,8 @@ mod tests {
             "--run /r --interval x",
             "--run /r --interval 5y",
             "--run /r --keep 0",
+            "--run /r --burst-rate 0",
+            "--run /r --burst-rate 5x",
             "--run /r --limits a=1",
             "--what 1",
         ] {

@@ -11,8 +11,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::message::{self, FromAgent, ToAgent, WireError};
-use stillpoint_coord::state::{Conn, Event};
+use stillpoint_coord::state::{Conn, Event, Image, Node};
 
 /// What reaches the loop.
 #[derive(Debug)]
@@ -39,6 +40,14 @@ pub(crate) enum Input {
     Superseded(u32),
     /// From the store.
     Store(Event),
+    /// The image of a connection's rank is complete on the disk of this node, whose agent copies it.
+    Kept { conn: Conn, node: Node, ckpt: CkptId, image: Image },
+    /// So far has a copy come.
+    Copying { node: Node, ckpt: CkptId, rank: Rank, done: u64 },
+    /// It is durable, or there is none.
+    Copied { node: Node, ckpt: CkptId, rank: Rank, result: Result<(), String> },
+    /// From the root: a checkpoint exists, or never will.
+    Over(CkptId),
 }
 
 /// The sending side of a connection. Dropping it ends the connection after what was sent.

@@ -5,6 +5,7 @@
 //! standard streams in the log: a launcher that waits for the end of a rank's output must not wait for the agent.
 //!
 //! - [`args`]: flags and environment.
+//! - [`burst`]: images on the node's own disk, and their copies.
 //! - [`conn`]: connections, two threads each.
 //! - [`store`]: the thread that drives the store.
 //! - [`elect`]: which of the run's agents is the root.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod burst;
 mod conn;
 mod elect;
 mod relay;

@@ -5,10 +5,12 @@
 //!  rank ─▶ own socket ─▶ [relay] ══ one TCP stream: (connection, message) … and a beat a second, both ways ══ [root]
 //! ```
 //!
-//! What a reader would get wrong: it knows nothing of checkpoints. When the stream to the root ends, it drops its own
+//! What a reader would get wrong: of checkpoints it knows only where its ranks write, if that is this node's own disk
+//! ([`crate::burst`]). When the stream to the root ends, it drops its own
 //! connections, and the ranks say hello again, to whatever this agent has become by then.
 
 use crate::args::Args;
+use crate::burst::Burst;
 use crate::conn::{Input, Link, builder, number};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,8 @@ use std::collections::BTreeMap;
 use std::net::TcpStream;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use stillpoint_coord::message::{self, FromAgent, ToAgent};
+use stillpoint_abi::ids::CkptId;
+use stillpoint_coord::message::{self, FromAgent, FromRank, ToAgent, ToRank};
 use stillpoint_coord::state::Conn;
 
 /// Time between two beats.
@@ -33,6 +36,12 @@ pub(crate) enum FromRelay {
     Message(u64, ToAgent),
     /// It ended.
     Closed(u64),
+    /// Instead of what its rank has written: that lies on the relay's node.
+    Kept { conn: u64, ckpt: u64, bytes: u64, digest: [u8; 16], file_len: u64 },
+    /// So far has the copy of a rank's image come.
+    Copying { ckpt: u64, rank: u32, done: u64 },
+    /// It is durable, or why there is none.
+    Copied { ckpt: u64, rank: u32, result: Result<(), String> },
     /// The relay lives.
     Beat,
     /// Not sent: the stream is to end.
@@ -46,6 +55,8 @@ pub(crate) enum ToRelay {
     Message(u64, FromAgent),
     /// End a connection after what was sent.
     Close(u64),
+    /// A checkpoint exists, or never will.
+    Over(u64),
     /// The root lives.
     Beat,
     /// The root ends, and so shall the relays.
@@ -144,6 +155,7 @@ pub(crate) fn relay(
     stream: TcpStream,
     to: &Sender<Input>,
     inputs: &Receiver<Input>,
+    burst: &mut Option<Burst>,
 ) -> std::io::Result<End> {
     let beating = beating::<FromRelay>(&stream)?;
     let out = &beating.to;
@@ -162,9 +174,20 @@ pub(crate) fn relay(
                 patience = args.linger;
                 out.send(FromRelay::Opened(conn))
             }
-            Ok(Input::Message(conn, m)) if links.contains_key(&conn) => out.send(FromRelay::Message(conn, m)),
+            Ok(Input::Message(conn, m)) if links.contains_key(&conn) => out.send(said(burst, conn, m)),
+            Ok(Input::Copying { ckpt, rank, done, .. }) => {
+                out.send(FromRelay::Copying { ckpt: ckpt.0, rank: rank.0, done })
+            }
+            Ok(Input::Copied { ckpt, rank, result, .. }) => {
+                out.send(FromRelay::Copied { ckpt: ckpt.0, rank: rank.0, result })
+            }
+            Ok(Input::Over(ckpt)) => {
+                burst.iter_mut().for_each(|b| b.over(ckpt));
+                Ok(())
+            }
             Ok(Input::Closed(conn)) => {
                 idle_since = Instant::now();
+                burst.iter_mut().for_each(|b| b.closed(conn));
                 match links.remove(&conn) {
                     Some(_) => out.send(FromRelay::Closed(conn)),
                     None => Ok(()),
@@ -172,7 +195,7 @@ pub(crate) fn relay(
             }
             Ok(Input::Hand(conn, m)) => {
                 if let Some(link) = links.get(&conn) {
-                    link.send(m);
+                    link.send(ordered(burst, conn, m));
                 }
                 Ok(())
             }
@@ -192,10 +215,13 @@ pub(crate) fn relay(
         };
         // A writer that is gone has ended the stream, which the reader reports.
         drop(sent);
-        if links.is_empty() && idle_since.elapsed() > patience {
+        let copies = burst.as_ref().is_some_and(|b| !b.is_idle());
+        if links.is_empty() && !copies && idle_since.elapsed() > patience {
             break End::Done;
         }
     };
+    // Whoever is the root next knows nothing of what was in progress.
+    burst.iter_mut().for_each(Burst::end);
     beating.finish();
     let _ = reader.join();
     if end == End::Done {
@@ -206,12 +232,33 @@ pub(crate) fn relay(
     Ok(end)
 }
 
+/// What a connection's rank says, as it is handed on.
+fn said(burst: &mut Option<Burst>, conn: Conn, message: ToAgent) -> FromRelay {
+    if let (Some(b), ToAgent::Rank(FromRank::Written { ckpt, bytes, digest, file_len })) = (burst, &message)
+        && b.written(conn, *ckpt, *digest, *file_len)
+    {
+        return FromRelay::Kept { conn, ckpt: *ckpt, bytes: *bytes, digest: *digest, file_len: *file_len };
+    }
+    FromRelay::Message(conn, message)
+}
+
+/// What the root wants of it: an image is to be written here.
+fn ordered(burst: &mut Option<Burst>, conn: Conn, message: FromAgent) -> FromAgent {
+    match (burst, message) {
+        (Some(b), FromAgent::Rank(ToRank::Snapshot { path, direct, seed })) => {
+            FromAgent::Rank(ToRank::Snapshot { path: b.snapshot(conn, path), direct, seed })
+        }
+        (_, message) => message,
+    }
+}
+
 /// Reads what the root says; true: it ended in order.
 fn hear(mut stream: TcpStream, to: &Sender<Input>) -> bool {
     loop {
         let input = match message::read::<ToRelay>(&mut stream) {
             Ok(ToRelay::Message(conn, m)) => Input::Hand(conn, m),
             Ok(ToRelay::Close(conn)) => Input::Drop(conn),
+            Ok(ToRelay::Over(ckpt)) => Input::Over(CkptId(ckpt)),
             Ok(ToRelay::Beat | ToRelay::Shut) => continue,
             Ok(ToRelay::End) => return true,
             Err(e) => {

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
+use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::message;
-use stillpoint_coord::state::Conn;
+use stillpoint_coord::state::{Conn, Image, Node};
 use stillpoint_net::handshake::{self, Purpose};
 
 /// Connections at a time that have not proven anything.
@@ -88,7 +89,7 @@ fn serve(stream: TcpStream, to: &Sender<Input>) -> std::io::Result<()> {
     let to = to.clone();
     builder("relay").spawn(move || {
         let mut conns: BTreeMap<u64, Conn> = BTreeMap::new();
-        hear(stream, &out, &mut conns, &to);
+        hear(stream, relay, &out, &mut conns, &to);
         for (_, conn) in conns {
             let _ = to.send(Input::Parted(conn));
         }
@@ -99,7 +100,13 @@ fn serve(stream: TcpStream, to: &Sender<Input>) -> std::io::Result<()> {
 }
 
 /// Reads what a relay hands on, until the stream ends.
-fn hear(mut stream: TcpStream, out: &Sender<ToRelay>, conns: &mut BTreeMap<u64, Conn>, to: &Sender<Input>) {
+fn hear(
+    mut stream: TcpStream,
+    node: Node,
+    out: &Sender<ToRelay>,
+    conns: &mut BTreeMap<u64, Conn>,
+    to: &Sender<Input>,
+) {
     loop {
         let input = match message::read::<FromRelay>(&mut stream) {
             Ok(FromRelay::Opened(there)) => {
@@ -109,6 +116,17 @@ fn hear(mut stream: TcpStream, out: &Sender<ToRelay>, conns: &mut BTreeMap<u64, 
             }
             Ok(FromRelay::Message(there, m)) => conns.get(&there).map(|conn| Input::Message(*conn, m)),
             Ok(FromRelay::Closed(there)) => conns.remove(&there).map(Input::Closed),
+            Ok(FromRelay::Kept { conn, ckpt, bytes, digest, file_len }) => conns.get(&conn).map(|conn| {
+                // The coordinator knows whose the connection is.
+                let image = Image { rank: Rank(0), bytes, digest, file_len };
+                Input::Kept { conn: *conn, node, ckpt: CkptId(ckpt), image }
+            }),
+            Ok(FromRelay::Copying { ckpt, rank, done }) => {
+                Some(Input::Copying { node, ckpt: CkptId(ckpt), rank: Rank(rank), done })
+            }
+            Ok(FromRelay::Copied { ckpt, rank, result }) => {
+                Some(Input::Copied { node, ckpt: CkptId(ckpt), rank: Rank(rank), result })
+            }
             Ok(FromRelay::Beat | FromRelay::Shut) => None,
             Err(e) => {
                 tracing::info!("the line to a relay: {e}");

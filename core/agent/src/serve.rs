@@ -6,17 +6,19 @@
 
 use crate::AgentError;
 use crate::args::Args;
+use crate::burst::Burst;
 use crate::conn::{Input, Link, accept};
 use crate::elect::{Claim, Role, elect};
 use crate::relay::{Beating, End, ToRelay, relay};
 use crate::relays;
-use crate::store::{Order, Restarted, start};
+use crate::store::{Order, Restarted, chain, start};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
+use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::message::{Command, FromAgent, FromRank, JobOutcome, Outcome, Reply, ToAgent, ToRank};
-use stillpoint_coord::state::{Action, Conn, Coordinator, Event};
+use stillpoint_coord::state::{Action, Conn, Coordinator, Event, Image, OWN};
 use stillpoint_net::roots::Roots;
 use stillpoint_storage::commit::image_name;
 use stillpoint_storage::run::RunDir;
@@ -28,6 +30,7 @@ struct Agent<'a> {
     links: BTreeMap<Conn, Link>,
     /// Agents of other nodes.
     relays: BTreeMap<u64, Beating<ToRelay>>,
+    burst: &'a mut Option<Burst>,
     store: Sender<Order>,
     zero: Instant,
     idle_since: Instant,
@@ -59,16 +62,26 @@ pub(crate) fn serve(run: &RunDir, local: &RunDir, args: &Args) -> Result<(), Age
     let listener = UnixListener::bind("agent.sock").map_err(io("listen"))?;
     let (to, inputs) = unbounded();
     accept(listener, to.clone());
+    let mut burst = args.burst.as_ref().and_then(|base| {
+        let opened = Burst::open(base, args.burst_rate, run, local, to.clone());
+        // The ranks were started where it could be used; a checkpoint without it is better than none.
+        let why =
+            |e| tracing::warn!("burst directory: {}; images go straight to the run directory", chain(&e));
+        opened.map_err(why).ok()
+    });
     if args.local.is_none() {
         // One node: nobody else can be the root.
-        root(run, args, None, &to, &inputs)?;
+        root(run, args, None, &to, &inputs, &mut burst)?;
     } else {
         let roots = Roots::of(run);
         loop {
             let goes_on = match elect(run, &roots)? {
-                Role::Root(claim) => root(run, args, Some(claim), &to, &inputs)? == Over::Superseded,
+                Role::Root(claim) => {
+                    root(run, args, Some(claim), &to, &inputs, &mut burst)? == Over::Superseded
+                }
                 Role::Relay(stream) => {
-                    relay(args, stream, &to, &inputs).map_err(io("talk to the root"))? == End::RootGone
+                    let end = relay(args, stream, &to, &inputs, &mut burst);
+                    end.map_err(io("talk to the root"))? == End::RootGone
                 }
             };
             if !goes_on {
@@ -88,6 +101,7 @@ fn root(
     claim: Option<Claim>,
     to: &Sender<Input>,
     inputs: &Receiver<Input>,
+    burst: &mut Option<Burst>,
 ) -> Result<Over, AgentError> {
     let io = |what| move |source| AgentError::Io { what, source };
     if let Err(e) = run.forget(usize::MAX, None) {
@@ -110,6 +124,7 @@ fn root(
         coord,
         links: BTreeMap::new(),
         relays: BTreeMap::new(),
+        burst: &mut *burst,
         store,
         zero,
         idle_since: zero,
@@ -120,6 +135,7 @@ fn root(
     drop(port);
     agent.end(&over);
     let _ = storing.join();
+    burst.iter_mut().for_each(Burst::end);
     if let Some((roots, number)) = ours
         && over != Over::Superseded
     {
@@ -154,7 +170,10 @@ impl Agent<'_> {
             }
             let patience =
                 if self.coord.ended() { args.linger } else { args.linger.max(Duration::from_secs(60)) };
-            if self.links.is_empty() && self.idle_since.elapsed() > patience {
+            if self.links.is_empty()
+                && !self.coord.outlives_the_ranks()
+                && self.idle_since.elapsed() > patience
+            {
                 return Over::Idle;
             }
         }
@@ -190,15 +209,32 @@ impl Agent<'_> {
             Input::Opened(conn, link) => {
                 self.links.insert(conn, link);
             }
-            Input::Closed(conn) => self.without(conn, Event::Closed(conn)),
+            Input::Closed(conn) => {
+                self.burst.iter_mut().for_each(|b| b.closed(conn));
+                self.without(conn, Event::Closed(conn));
+            }
             Input::Parted(conn) => self.without(conn, Event::Parted(conn)),
             Input::Relay(relay, out) => drop(self.relays.insert(relay, out)),
             Input::RelayGone(relay) => {
                 self.relays.remove(&relay);
+                self.coordinate(Event::NodeGone(relay));
+            }
+            Input::Kept { conn, node, ckpt, image } => {
+                self.coordinate(Event::Kept { conn, node, ckpt, image });
+            }
+            Input::Copying { node, ckpt, rank, done } => {
+                self.coordinate(Event::Copying { node, ckpt, rank, done });
+            }
+            Input::Copied { node, ckpt, rank, result } => {
+                self.coordinate(Event::Copied { node, ckpt, rank, result });
             }
             Input::Superseded(number) if self.claim == Some(number) => return Some(Over::Superseded),
             // Of a time when this agent was something else.
-            Input::Superseded(_) | Input::RootGone(..) | Input::Hand(..) | Input::Drop(_) => {}
+            Input::Superseded(_)
+            | Input::RootGone(..)
+            | Input::Hand(..)
+            | Input::Drop(_)
+            | Input::Over(_) => {}
             Input::Message(conn, _) if !self.links.contains_key(&conn) => {}
             Input::Store(event) => self.coordinate(event),
             Input::Message(conn, ToAgent::Rank(message)) => {
@@ -214,7 +250,8 @@ impl Agent<'_> {
                         return None;
                     }
                 }
-                self.coordinate(Event::Message(conn, message));
+                let event = self.said(conn, message);
+                self.coordinate(event);
             }
             Input::Message(conn, ToAgent::Command(command)) => match command {
                 Command::Status => self.reply(conn, Reply::Status(self.coord.status())),
@@ -224,6 +261,17 @@ impl Agent<'_> {
             },
         }
         None
+    }
+
+    /// What a rank says; of an image on this node's disk, that it is there.
+    fn said(&mut self, conn: Conn, message: FromRank) -> Event {
+        if let (Some(b), FromRank::Written { ckpt, bytes, digest, file_len }) = (&mut *self.burst, &message)
+            && b.written(conn, *ckpt, *digest, *file_len)
+        {
+            let image = Image { rank: Rank(0), bytes: *bytes, digest: *digest, file_len: *file_len };
+            return Event::Kept { conn, node: OWN, ckpt: CkptId(*ckpt), image };
+        }
+        Event::Message(conn, message)
     }
 
     /// A connection is gone, in the way that `event` says.
@@ -261,6 +309,11 @@ impl Agent<'_> {
                 Action::Send(conn, message) => self.send(conn, message),
                 Action::Snapshot { conn, rank, ckpt, direct, seed } => {
                     let path = self.run.partial_path(ckpt).join(image_name(rank.0)).display().to_string();
+                    let path = match (&mut *self.burst, self.links.get(&conn)) {
+                        (Some(b), Some(Link::Own { .. })) => b.snapshot(conn, path),
+                        // A relay has a disk of its own.
+                        _ => path,
+                    };
                     self.send(conn, ToRank::Snapshot { path, direct, seed });
                 }
                 Action::Close(conn) => {
@@ -272,6 +325,10 @@ impl Agent<'_> {
                     self.order(Order::Commit { ckpt, incarnation, size, images, finished, measures });
                 }
                 Action::Discard(ckpt) => self.order(Order::Discard(ckpt)),
+                Action::Over(ckpt) => {
+                    self.burst.iter_mut().for_each(|b| b.over(ckpt));
+                    self.relays.values().for_each(|r| drop(r.to.send(ToRelay::Over(ckpt.0))));
+                }
                 Action::Answer(conn, result) => self.answer(conn, result),
                 Action::Outcome => self.order(Order::Outcome(self.coord.outcome().clone())),
             }

@@ -34,14 +34,19 @@ mod tests {
         ranks: Vec<JoinHandle<Vec<String>>>,
     }
 
+    /// With a base directory for images beside the local one, they are kept on the node first.
     fn start_agent(run: &RunDir, local: &RunDir) {
         let mut agent = Process::new(env!("CARGO_BIN_EXE_stillpoint-agent"));
         agent.arg("--run").arg(run.path()).arg("--local").arg(local.path()).args(["--linger", "1s"]);
+        let burst = local.path().join("burst");
+        if burst.is_dir() {
+            agent.arg("--burst").arg(burst).args(["--burst-rate", "1M"]);
+        }
         assert!(agent.status().unwrap().success());
     }
 
     /// Until the agent refuses, or the test is over. What it was told.
-    fn rank(run: RunDir, local: RunDir, n: u32, over: Arc<AtomicBool>) -> Vec<String> {
+    fn rank(run: RunDir, local: RunDir, n: u32, habit: Habit, over: Arc<AtomicBool>) -> Vec<String> {
         let mut seen = Vec::new();
         let mut before = None;
         while !over.load(SeqCst) {
@@ -64,7 +69,7 @@ mod tests {
                             }
                             _ => {}
                         }
-                        take(fake::Rank { n, size: 4, habit: Habit::Good }, &mut s, &mut c, m, &mut seen);
+                        take(fake::Rank { n, size: 4, habit }, &mut s, &mut c, m, &mut seen);
                     }
                     Err(WireError::Io(e)) if e.kind() == std::io::ErrorKind::WouldBlock => {
                         if over.load(SeqCst) {
@@ -81,14 +86,24 @@ mod tests {
 
     impl Job {
         fn start(name: &str) -> Job {
+            Job::with(name, false)
+        }
+
+        fn with(name: &str, burst: bool) -> Job {
             let path = std::env::temp_dir().join(format!("stillpoint-nodes-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             let mut job =
                 Job { run: RunDir::create(&path).unwrap(), over: Arc::default(), ranks: Vec::new() };
+            for n in 0..2 {
+                if burst {
+                    fs::create_dir(job.node(n).path().join("burst")).unwrap();
+                }
+            }
             for n in 0..4 {
+                let habit = if burst { Habit::Large } else { Habit::Good };
                 let (run, local) = (job.run.clone(), job.node(n / 2));
                 let over = Arc::clone(&job.over);
-                job.ranks.push(std::thread::spawn(move || rank(run, local, n, over)));
+                job.ranks.push(std::thread::spawn(move || rank(run, local, n, habit, over)));
             }
             job.wait("all ranks", |s| s.running && s.size == 4);
             job
@@ -232,6 +247,57 @@ mod tests {
         job.agents().into_iter().for_each(|pid| kill(pid, Signal::KILL));
         job.goes_on(number + 1);
         assert_eq!(job.agents().len(), 2);
+    }
+
+    fn soon(what: &str, mut done: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !done() {
+            assert!(Instant::now() < end, "waiting: {what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Names of the images that are on the nodes.
+    fn kept(job: &Job) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders: Vec<_> = (0..2).map(|n| job.node(n).path().join("burst")).collect();
+        while let Some(folder) = folders.pop() {
+            for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()) {
+                match path.extension() {
+                    Some(e) if e == "img" => found.push(path.display().to_string()),
+                    _ => folders.push(path),
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn each_node_copies_its_own_and_one_that_is_lost_meanwhile_is_not_waited_for() {
+        let job = Job::with("burst", true);
+        assert_eq!(job.checkpoint(), Ok(1));
+        soon("the nodes forget what is committed", || kept(&job).is_empty());
+        let (number, root) = job.root();
+        for victim_is_root in [false, true] {
+            let mut s = dial::connect(&job.root().1, Purpose::Command).unwrap();
+            message::write(&mut s, &ToAgent::Command(Command::Checkpoint { stop: false })).unwrap();
+            job.wait("the copy", |s| s.stage == "copy");
+            assert!(["node-a", "node-b"].iter().all(|n| kept(&job).iter().any(|p| p.contains(n))));
+            let victim = job.agents().into_iter().find(|pid| (*pid == root.pid) == victim_is_root).unwrap();
+            kill(victim, Signal::KILL);
+            let answer = message::read::<FromAgent>(&mut s);
+            if victim_is_root {
+                assert!(answer.is_err(), "{answer:?}");
+            } else {
+                let Ok(FromAgent::Reply(Reply::Checkpoint(Err(why)))) = answer else { panic!("{answer:?}") };
+                assert!(why[0].contains("is gone"), "{why:?}");
+            }
+            job.goes_on(number + u32::from(victim_is_root));
+            // Also what is forgotten behind the answer is such for a moment.
+            soon("what was given up is removed", || {
+                job.run.scan().unwrap().iter().all(|(_, partial)| !partial)
+            });
+        }
     }
 
     #[test]

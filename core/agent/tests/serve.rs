@@ -186,6 +186,84 @@ mod tests {
         assert_eq!(kept, o);
     }
 
+    /// Where images are kept on their way, and the names of what is there.
+    fn burst(name: &str) -> (PathBuf, impl Fn() -> Vec<String>) {
+        let dir = std::env::temp_dir().join(format!("stillpoint-burst-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let top = dir.clone();
+        let names = move || {
+            let below = |d: PathBuf| fs::read_dir(d).into_iter().flatten().flatten().map(|e| e.path());
+            let images = below(top.clone()).flat_map(below).flat_map(below).flat_map(below);
+            let mut names: Vec<String> = images.map(|p| p.display().to_string()).collect();
+            names.sort();
+            names
+        };
+        (dir, names)
+    }
+
+    #[test]
+    fn what_is_copied_outlives_its_rank_and_nothing_stays_on_the_node() {
+        let (dir, there) = burst("copy");
+        let text = dir.display().to_string();
+        let job = Job::start("burst", &["--burst", &text, "--burst-rate", "1M", "--linger", "1s"]);
+        let mut ranks = all(&job, 2, 0, Habit::Large);
+        let mut asker = job.run.connect().unwrap();
+        let wanted = ToAgent::Command(Command::Checkpoint { stop: false });
+        message::write(&mut asker, &wanted).unwrap();
+        job.wait("the copy", |s| {
+            s.stage == "copy" && s.copying.is_some_and(|(_, all)| all == (3 << 20) + 100_000)
+        });
+        assert!(there().iter().any(|n| n.ends_with("/ckpt-000001.partial/rank-00001.img")), "{:?}", there());
+        assert!(job.run.newest().unwrap().0.is_none(), "not yet: it is on one node");
+        // All ranks are gone, and more time than the agent stays without any.
+        for (stream, rank) in ranks.drain(..) {
+            stream.shutdown(std::net::Shutdown::Both).unwrap();
+            rank.join().unwrap();
+        }
+        let FromAgent::Reply(Reply::Checkpoint(answer)) = message::read(&mut asker).unwrap() else {
+            panic!()
+        };
+        assert_eq!(answer, Ok(1));
+        let newest = job.run.newest().unwrap().0.unwrap();
+        assert_eq!((newest.ckpt, newest.images.len()), (1, 2));
+        let Reply::Outcome(o) = job.ask(Command::Outcome) else { panic!() };
+        assert!(o.restart && o.ended && o.lost.len() == 2);
+        let end = Instant::now() + Duration::from_secs(10);
+        while !there().is_empty() {
+            assert!(Instant::now() < end, "{:?}", there());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_copy_that_fails_gives_the_checkpoint_up_by_name() {
+        let (dir, there) = burst("lies");
+        let text = dir.display().to_string();
+        let job = Job::start("lies", &["--burst", &text]);
+        let _ranks = all(&job, 2, 0, Habit::Lies);
+        let Reply::Checkpoint(Err(why)) = job.ask(Command::Checkpoint { stop: false }) else { panic!() };
+        assert!(why[0].starts_with("rank 1: ") && why[0].contains("its first page"), "{why:?}");
+        job.wait("the next", |s| s.stage == "idle" && s.running && s.copying.is_none());
+        assert!(job.run.newest().unwrap().0.is_none());
+        let end = Instant::now() + Duration::from_secs(10);
+        while !there().is_empty() {
+            assert!(Instant::now() < end, "{:?}", there());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn without_a_directory_of_the_node_images_go_straight_to_the_run() {
+        let job = Job::start("no-burst", &["--burst", "/no/such/directory"]);
+        let _ranks = all(&job, 2, 0, Habit::Good);
+        assert_eq!(job.ask(Command::Checkpoint { stop: false }), Reply::Checkpoint(Ok(1)));
+        let log = fs::read_to_string(job.path.join("agent.log")).unwrap();
+        assert!(log.contains("/no/such/directory") && log.contains("straight to the run directory"), "{log}");
+    }
+
     #[test]
     fn every_interval_one() {
         let job = Job::start("interval", &["--interval", "20ms", "--mode", "forked"]);

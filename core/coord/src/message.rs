@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
 /// Version of the messages; the two ends must have the same.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 /// Longest payload accepted.
 pub const MAX_FRAME: usize = 256 << 20;
 const MAGIC: [u8; 2] = *b"SP";
@@ -335,6 +335,8 @@ pub struct JobStatus {
     pub stage: String,
     /// Number of the checkpoint in progress, 0 if none.
     pub ckpt: u64,
+    /// Of its images on node-local disks: bytes copied to the shared directory, and bytes there are.
+    pub copying: Option<(u64, u64)>,
     /// All ranks run (after a restart: all are rebuilt).
     pub running: bool,
     /// Checkpoints committed by this agent.

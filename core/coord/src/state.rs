@@ -6,20 +6,28 @@
 //!   ▲                     │ Refused         │             │                │ exchanges        │                   │
 //!   │                     ▼                 ▼             ▼                ▼                  ▼                   ▼
 //!   └──── Discard ◀── Abort to all: refusal, time limit, loss, leave, failed write ◀──────────┴──────────────── Write
-//!   └──── Committed to all ◀── storage says so ◀── Commit ◀──────────────────────────────── all Written ◀─────────┘
+//!   └──── Committed to all ◀── storage says so ◀── Commit ◀── all Copied ◀── Copy ◀─────── all Written ◀─────────┘
 //! ```
+//!
+//! An image is *complete* when its writer says so, where it was written; *durable* when it lies where a commit looks. The two are
+//! one thing, unless a node's agent has the images of its ranks written to a disk of the node: then it says of each that it is
+//! [`Event::Kept`], copies it, and says [`Event::Copied`]. From the moment on when all are complete (stage Copy) the
+//! checkpoint has no need of the ranks any more, only of the nodes that copy: no departure gives it up.
 //!
 //! - `ranks`: who is here, comes and goes (INV-4: an older incarnation's hello is denied).
 //! - `checkpoint`: the drawing's arrows, time limits, giving up (INV-1, INV-4: the places where `Resume` and `Commit` are).
+//! - `copy`: which images are complete, and which of them durable.
 //! - `settle`: targets of the collective clocks.
 //!
 //! Here: what goes in and comes out, what is remembered, and which part an event goes to. What a reader would get wrong:
 //! the parts do not wait for one another; every event, whatever it was, is followed by a look at how far one can move on.
 
 mod checkpoint;
+mod copy;
 mod ranks;
 mod settle;
 
+use self::copy::Copying;
 use self::ranks::Hello;
 use crate::message::{
     Before, Doing, FromRank, Items, JobOutcome, JobStatus, Measures, Outcome, Presence, ToRank,
@@ -30,6 +38,10 @@ use stillpoint_abi::stage::Stage;
 
 /// A connection, as the agent numbers them.
 pub type Conn = u64;
+/// A node, by its agent's line; [`OWN`] for that of the coordinator itself.
+pub type Node = u64;
+/// The coordinator's own node.
+pub const OWN: Node = 0;
 /// Nanoseconds of a clock that does not go back.
 pub type Nanos = u64;
 
@@ -67,6 +79,8 @@ pub struct Config {
     pub snapshot: Nanos,
     /// Limit of the stage write.
     pub write: Nanos,
+    /// Time without progress after which the stage copy is over.
+    pub copy: Nanos,
     /// How long a rank that has lost its line may stay away before it counts as lost.
     pub away: Nanos,
     /// Quiet time after which held collectives are released, when nobody runs.
@@ -86,6 +100,7 @@ impl Default for Config {
             drain: 60 * SEC,
             snapshot: 600 * SEC,
             write: 1800 * SEC,
+            copy: 600 * SEC,
             away: 30 * SEC,
             release: 3 * MS,
             release_running: 200 * MS,
@@ -102,6 +117,41 @@ pub enum Event {
     Closed(Conn),
     /// A connection ended because what carried it did: the rank is likely to live, and to come again.
     Parted(Conn),
+    /// An image is complete on a disk of its node, whose agent copies it from now on: in place of [`FromRank::Written`].
+    Kept {
+        /// The rank's.
+        conn: Conn,
+        /// Which node.
+        node: Node,
+        /// Checkpoint.
+        ckpt: CkptId,
+        /// What is known of it; the rank is that of `conn`.
+        image: Image,
+    },
+    /// So many bytes of an image have been copied.
+    Copying {
+        /// Which node.
+        node: Node,
+        /// Checkpoint.
+        ckpt: CkptId,
+        /// Whose image.
+        rank: Rank,
+        /// Of its bytes.
+        done: u64,
+    },
+    /// An image is durable where a commit looks, or cannot be had there.
+    Copied {
+        /// Which node.
+        node: Node,
+        /// Checkpoint.
+        ckpt: CkptId,
+        /// Whose image.
+        rank: Rank,
+        /// Or why not.
+        result: Result<(), String>,
+    },
+    /// A node is gone, and with it what it has not copied.
+    NodeGone(Node),
     /// Somebody wants a checkpoint; the token comes back in [`Action::Answer`].
     Request {
         /// Who asks.
@@ -169,6 +219,8 @@ pub enum Action {
     },
     /// Remove what was written.
     Discard(CkptId),
+    /// Nothing more is to be done for this checkpoint, which exists or never will: nodes forget what they have kept.
+    Over(CkptId),
     /// To who asked.
     Answer(u64, Outcome),
     /// [`Coordinator::outcome`] has changed.
@@ -189,6 +241,8 @@ struct RankState {
     seen_version: u64,
     clocks: BTreeMap<u64, (u64, bool)>,
     image: Option<Image>,
+    /// Where the image is copied from; none: it is durable.
+    copying: Option<Copying>,
     mail: Items,
     /// Away for a while, and until then not lost.
     due: Option<Nanos>,
@@ -209,6 +263,7 @@ impl RankState {
             seen_version: 0,
             clocks: BTreeMap::new(),
             image: None,
+            copying: None,
             mail: Vec::new(),
             due: None,
             before: Before::default(),
@@ -345,6 +400,11 @@ impl Coordinator {
         self.outcome.ended
     }
 
+    /// A checkpoint is in progress that needs no rank any more.
+    pub fn outlives_the_ranks(&self) -> bool {
+        matches!(self.stage, Stage::Copy | Stage::Commit)
+    }
+
     /// For the command line.
     pub fn status(&self) -> JobStatus {
         JobStatus {
@@ -353,6 +413,7 @@ impl Coordinator {
             ranks: self.ranks.iter().map(|r| (r.presence, r.pid)).collect(),
             stage: self.stage.to_string(),
             ckpt: if self.stage == Stage::Idle { 0 } else { self.ckpt.0 },
+            copying: self.copy_measure(),
             running: self.unready().is_empty(),
             committed: self.committed,
             given_up: self.given_up,
@@ -396,6 +457,10 @@ impl Coordinator {
             }
             Event::Closed(conn) => self.closed(conn),
             Event::Parted(conn) => self.parted(conn),
+            Event::Kept { conn, node, ckpt, image } => self.kept(conn, node, ckpt, image),
+            Event::Copying { node, ckpt, rank, done } => self.copying(node, ckpt, rank, done),
+            Event::Copied { node, ckpt, rank, result } => self.copied(node, ckpt, rank, result),
+            Event::NodeGone(node) => self.node_gone(node),
             Event::Request { token, stop } => self.request(Asker::Token(token), stop),
             Event::Prepared(result) => self.prepared(result),
             Event::Committed(result) => self.committed(result),
@@ -462,6 +527,7 @@ impl Coordinator {
             FromRank::Written { ckpt, bytes, digest, file_len } => {
                 if current(ckpt, self) && matches!(self.stage, Stage::Snapshot | Stage::Write) {
                     self.ranks[here].image = Some(Image { rank: Rank(rank), bytes, digest, file_len });
+                    self.ranks[here].copying = None;
                 }
             }
             FromRank::WriteFailed { ckpt, reason } => {

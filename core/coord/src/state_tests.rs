@@ -64,6 +64,8 @@ enum Ev {
     Local(u32, Local),
     Die(u32),
     Host(Event),
+    /// The agent of a node has copied an image.
+    Copied(Node, u64, u32),
     Tick,
 }
 
@@ -84,6 +86,15 @@ struct World {
     refuse_one_in: u64,
     fail_one_in: u64,
     written: BTreeMap<u64, BTreeSet<u32>>,
+    /// Images are written on nodes, and copied in this time at most.
+    copy_within: Option<Nanos>,
+    nodes_gone: BTreeSet<Node>,
+    durable: BTreeMap<u64, BTreeSet<u32>>,
+}
+
+/// Three nodes, the coordinator's own among them.
+fn node_of(rank: u32) -> Node {
+    Node::from(rank % 3)
 }
 
 impl World {
@@ -147,6 +158,9 @@ impl World {
             refuse_one_in: 0,
             fail_one_in: 0,
             written: BTreeMap::new(),
+            copy_within: None,
+            nodes_gone: BTreeSet::new(),
+            durable: BTreeMap::new(),
         };
         for r in 0..n {
             w.local(
@@ -190,6 +204,28 @@ impl World {
 
     fn handle(&mut self, ev: Ev) {
         match ev {
+            Ev::Up(rank, FromRank::Written { ckpt, bytes, digest, file_len })
+                if self.copy_within.is_some() =>
+            {
+                let image = Image { rank: Rank(0), bytes, digest, file_len };
+                let (node, within) = (node_of(rank), self.copy_within.unwrap_or(1));
+                self.after(
+                    within,
+                    Ev::Host(Event::Copying { node, ckpt: CkptId(ckpt), rank: Rank(rank), done: 3 }),
+                );
+                self.after(within, Ev::Copied(node, ckpt, rank));
+                self.coordinate(Event::Kept { conn: u64::from(rank), node, ckpt: CkptId(ckpt), image });
+            }
+            Ev::Copied(node, ckpt, rank) => {
+                if !self.nodes_gone.contains(&node) {
+                    let failed = self.fail_one_in > 0 && self.rng.below(self.fail_one_in) == 0;
+                    let result = if failed { Err("n1: no space".to_owned()) } else { Ok(()) };
+                    if !failed {
+                        self.durable.entry(ckpt).or_default().insert(rank);
+                    }
+                    self.coordinate(Event::Copied { node, ckpt: CkptId(ckpt), rank: Rank(rank), result });
+                }
+            }
             Ev::Up(rank, m) => self.coordinate(Event::Message(u64::from(rank), m)),
             Ev::Gone(rank) => self.coordinate(Event::Closed(u64::from(rank))),
             Ev::Host(event) => self.coordinate(event),
@@ -230,12 +266,13 @@ impl World {
                 }
                 Action::Commit { ckpt, images, finished, size, .. } => {
                     assert_eq!(images.len() + finished.len(), size as usize, "INV-4: an image is missing");
-                    assert_eq!(self.written[&ckpt.0].len(), images.len(), "INV-4: not durable");
+                    let durable = if self.copy_within.is_some() { &self.durable } else { &self.written };
+                    assert_eq!(durable[&ckpt.0].len(), images.len(), "INV-4: not durable");
                     self.commits += 1;
                     self.after(5 * MS, Ev::Host(Event::Committed(Ok(()))));
                 }
                 Action::Discard(_) => self.given_up += 1,
-                Action::Close(_) | Action::Answer(..) | Action::Outcome => {}
+                Action::Close(_) | Action::Answer(..) | Action::Outcome | Action::Over(_) => {}
             }
         }
     }
@@ -626,3 +663,6 @@ fn whom_the_exchange_did_not_reach_is_told_when_all_are_back() {
     assert_eq!(all, [(1, vec![1]), (2, vec![1]), (3, vec![1])]);
     assert!(untold(c.handle(0, Event::Tick)).is_empty(), "once");
 }
+
+#[path = "state_tests/copy.rs"]
+mod copy;

@@ -14,6 +14,10 @@ pub(crate) enum Habit {
     Refuses,
     NoSpace,
     DiesAtSnapshot,
+    /// Its image is large enough for a copy to be seen at it.
+    Large,
+    /// It says another checksum than the image has.
+    Lies,
 }
 
 /// Who a rank is.
@@ -77,15 +81,18 @@ fn play(me: Rank, action: ClientAction, seen: &mut Vec<String>) -> Vec<Local> {
             vec![Local::Snapped { bytes: 1 }, Local::WriteFailed { ckpt, reason: "no space left".into() }]
         }
         ClientAction::Snapshot { ckpt, path, .. } => {
-            let bytes = vec![n as u8; 100_000];
+            let len = if habit == Habit::Large { 3 << 20 } else { 100_000 };
+            let bytes = vec![n as u8; len];
             let open = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
             // The checkpoint may have been given up meanwhile, and its directory removed.
             match open.and_then(|mut f| f.write_all(&bytes).and_then(|()| f.sync_all())) {
                 Ok(()) => {
-                    let digest = xxhash_rust::xxh3::xxh3_128(&bytes[..4096]).to_le_bytes();
+                    let mut digest = xxhash_rust::xxh3::xxh3_128(&bytes[..4096]).to_le_bytes();
+                    digest[0] ^= u8::from(habit == Habit::Lies);
+                    let len = len as u64;
                     vec![
-                        Local::Snapped { bytes: 100_000 },
-                        Local::Written { ckpt, bytes: 100_000, digest, file_len: 100_000 },
+                        Local::Snapped { bytes: len },
+                        Local::Written { ckpt, bytes: len, digest, file_len: len },
                     ]
                 }
                 Err(e) => vec![Local::WriteFailed { ckpt, reason: e.to_string() }],

@@ -2,7 +2,10 @@
 //! IO.
 //!
 //! INV-1: `Resume` is sent in one place, when every rank of the checkpoint has snapped (direct: has written).
-//! INV-4: `Commit` is asked for in one place, when every image is durable.
+//! INV-4: `Commit` is asked for in one place, when every image is durable where a commit looks.
+//!
+//! When all images are complete, the checkpoint needs no rank any more; until they are durable it is in the stage copy
+//! ([`super::copy`]), which may last longer than the job.
 //!
 //! What a reader would get wrong: while storage prepares or commits there is no time limit and nothing can be given up; its
 //! answer ends that.
@@ -82,6 +85,7 @@ impl Coordinator {
                     r.doing = Doing::Running;
                     (r.sent_version, r.seen_version) = (0, 0);
                     r.image = None;
+                    r.copying = None;
                 }
                 self.targets.clear();
                 self.reasons.clear();
@@ -109,6 +113,7 @@ impl Coordinator {
             Stage::Stop => self.config.stop,
             Stage::Drain => self.config.drain,
             Stage::Snapshot => self.config.snapshot,
+            Stage::Copy => self.config.copy,
             _ => self.config.write,
         }
     }
@@ -181,6 +186,11 @@ impl Coordinator {
             }
             Stage::Write => {
                 if self.all_written() {
+                    return self.enter(Stage::Copy);
+                }
+            }
+            Stage::Copy => {
+                if self.all_durable() {
                     return self.order_commit();
                 }
             }
@@ -192,6 +202,9 @@ impl Coordinator {
 
     fn time_is_up(&mut self) {
         let stage = self.stage;
+        if stage == Stage::Copy {
+            return self.copy_is_stuck(self.config.copy);
+        }
         let late: Vec<String> = self
             .live()
             .filter(|(_, r)| match stage {
@@ -211,10 +224,6 @@ impl Coordinator {
             "stage {stage} took longer than {limit} ms; waiting for ranks {}",
             late.join(" ")
         )]);
-    }
-
-    fn all_written(&self) -> bool {
-        self.ranks.iter().all(|r| r.image.is_some() || r.presence != Presence::Here)
     }
 
     fn order_snapshots(&mut self) {
@@ -289,6 +298,9 @@ impl Coordinator {
                 self.given_up += 1;
                 self.last_reasons = reasons.clone();
             }
+        }
+        if self.stage != Stage::Idle {
+            self.out.push(Action::Over(self.ckpt));
         }
         self.answer_all(&result);
         self.exchange.clear();

@@ -3,8 +3,8 @@
 //! A rank whose line broke with the agent, or with what carried it, is not lost: it is away, and comes again. Only when it stays
 //! away too long is it lost. Until then nobody is judged: one that is away may have ended the job.
 //!
-//! What a reader would get wrong: a rank that leaves ends the checkpoint in progress, unless its image is durable already
-//! or the commit is under way; and a rank that replaces itself by execve is absent in between, not lost.
+//! What a reader would get wrong: a rank that leaves ends the checkpoint in progress, unless all images are complete already, or
+//! its own is and it has ended well; and a rank that replaces itself by execve is absent in between, not lost.
 
 use super::{Action, Conn, Coordinator, RankState};
 use crate::message::{Before, Items, JobOutcome, Leaving, Presence, ToRank};
@@ -86,9 +86,11 @@ impl Coordinator {
             self.by_conn.remove(&old);
             self.out.push(Action::Close(old));
             let reason = if before.is_some() { "lost its line" } else { "started another program" };
-            self.give_up(vec![format!("rank {rank} {reason}")]);
+            if !self.needs_no_rank(Presence::Absent) {
+                self.give_up(vec![format!("rank {rank} {reason}")]);
+            }
         }
-        let RankState { mail, image, .. } =
+        let RankState { mail, image, copying, .. } =
             std::mem::replace(&mut self.ranks[rank as usize], RankState::new());
         self.ranks[rank as usize] = RankState {
             presence: Presence::Here,
@@ -98,6 +100,7 @@ impl Coordinator {
             before: before.unwrap_or_default(),
             // Of a checkpoint that is not given up when a rank goes for a while.
             image,
+            copying,
             ..RankState::new()
         };
         if before.is_some() {
@@ -228,8 +231,10 @@ impl Coordinator {
             }
             Presence::Absent | Presence::Here => {}
         }
-        // The cut of a checkpoint being written stands; a rank whose image is durable may leave it in peace.
+        // The cut of a checkpoint being written stands; a rank whose image is complete may leave it in peace, and when all are,
+        // all may leave it as they like.
         let written = self.stage == Stage::Commit
+            || self.needs_no_rank(presence)
             || (self.stage == Stage::Write
                 && self.ranks[rank as usize].image.is_some()
                 && matches!(presence, Presence::Finished(0) | Presence::Absent));
@@ -257,7 +262,8 @@ impl Coordinator {
                 self.depart(rank, Presence::Absent, format!("rank {rank} starts another program"))
             }
             Leaving::Finalized => {
-                if !(self.stage == Stage::Write && self.ranks[rank as usize].image.is_some()) {
+                let complete = self.stage == Stage::Write && self.ranks[rank as usize].image.is_some();
+                if !complete && !self.needs_no_rank(Presence::Here) {
                     self.give_up(vec![format!("rank {rank} left MPI")]);
                 }
             }
