@@ -81,6 +81,11 @@ pub(crate) enum Error {
     NoSlurmJob(String),
     #[error("{0}: command not found in PATH; it is a command of Slurm's")]
     NoSlurm(String),
+    #[error(
+        "{} on this node: images cannot be kept there; make it a directory that users can write to, or name another with --burst \
+         (STILLPOINT_BURST, the site's burst=)", .0.display()
+    )]
+    Burst(PathBuf, #[source] stillpoint_storage::StoreError),
     #[error("{} is not a directory that only you can enter; remove it, or let the site name another with local=", .0.display())]
     Untrusted(PathBuf),
     #[error("{0} is not set: stillpoint-task is started by Slurm with the plugin of Stillpoint, not by hand")]

@@ -7,6 +7,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use stillpoint_storage::node::NodeDir;
+
 use crate::catalog;
 use crate::error::Error;
 
@@ -74,14 +76,24 @@ fn may_run(name: &OsStr) -> Result<(), Error> {
     Ok(())
 }
 
-/// Becomes `stillpoint-rank`; returns only when that fails.
-pub(crate) fn exec(command: &[OsString]) -> Error {
-    become_rank(prepare(command, std::env::var_os("STILLPOINT_RESTART")))
+/// Becomes `stillpoint-rank`; returns only when that fails. `burst`: as STILLPOINT_BURST.
+pub(crate) fn exec(burst: Option<&Path>, command: &[OsString]) -> Error {
+    let burst = burst.map(|b| b.as_os_str().to_owned());
+    let given: Vec<_> = burst.map(|b| ("STILLPOINT_BURST", Some(b))).into_iter().collect();
+    exec_in(command, &given)
 }
 
 /// The same with some variables set, or taken out, first.
 pub(crate) fn exec_in(command: &[OsString], environment: &[(&'static str, Option<OsString>)]) -> Error {
-    let restart = environment.iter().find(|(n, _)| *n == "STILLPOINT_RESTART").and_then(|(_, v)| v.clone());
+    // As it will be for the rank.
+    let var = |name: &str| match environment.iter().find(|(n, _)| *n == name) {
+        Some((_, value)) => value.clone(),
+        None => std::env::var_os(name),
+    };
+    let restart = var("STILLPOINT_RESTART");
+    if let Err(e) = keeps_images(var("STILLPOINT_BURST"), var("STILLPOINT_RUN")) {
+        return e;
+    }
     become_rank(prepare(command, restart).map(|mut c| {
         for (name, value) in environment {
             match value {
@@ -97,6 +109,17 @@ pub(crate) fn exec_in(command: &[OsString], environment: &[(&'static str, Option
         }
         c
     }))
+}
+
+/// The node's agent falls back on the run directory when it cannot write to its own disk; the user is told here, before
+/// anything runs.
+fn keeps_images(burst: Option<OsString>, run: Option<OsString>) -> Result<(), Error> {
+    let (Some(burst), Some(run)) = (burst, run) else { return Ok(()) };
+    if burst.is_empty() || burst == "none" || run.is_empty() {
+        return Ok(());
+    }
+    let made = NodeDir::open(Path::new(&burst), Path::new(&run));
+    made.map(drop).map_err(|e| Error::Burst(burst.into(), e))
 }
 
 fn become_rank(prepared: Result<Command, Error>) -> Error {
@@ -146,6 +169,14 @@ mod tests {
         assert_eq!(of(&[("SLURM_PROCID", "7")]).unwrap(), 7);
         assert_eq!(of(&[("SLURM_PROCID", "0"), ("OMPI_COMM_WORLD_RANK", "3")]).unwrap(), 3);
         assert!(matches!(of(&[("PMIX_RANK", "x")]), Err(Error::RankVar("PMIX_RANK", _))));
+    }
+
+    #[test]
+    fn a_burst_directory_that_cannot_be_used_is_refused_by_name() {
+        let of = |b: &str| keeps_images(Some(b.into()), Some("/r".into()));
+        assert!(of("").is_ok() && of("none").is_ok() && keeps_images(None, Some("/r".into())).is_ok());
+        let text = crate::error::chain(&of("/no/such").unwrap_err());
+        assert!(text.contains("/no/such on this node") && text.contains("No such file"), "{text}");
     }
 
     #[test]

@@ -48,6 +48,9 @@ pub(crate) struct Description {
     /// Seconds.
     pub(crate) interval: Option<f64>,
     pub(crate) restarts: u32,
+    /// Directory of each node for images on their way to the job's.
+    #[serde(default)]
+    pub(crate) burst: Option<PathBuf>,
     /// Started by srun under Slurm's care; `argv` is srun's whole command line.
     #[serde(default)]
     pub(crate) slurm: bool,

@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal, getpgrp, kill_process};
 use signal_hook::consts::{SIGINT, SIGQUIT};
 use stillpoint_coord::message::JobOutcome;
 
+use crate::drain::Drain;
 use crate::error::Error;
 use crate::exec::which;
 use crate::home::{Description, Job, private_file};
@@ -138,6 +139,7 @@ pub(crate) struct Start<'a> {
     pub(crate) incarnation: u32,
     /// Directory of the checkpoint to start from.
     pub(crate) from: Option<&'a Path>,
+    pub(crate) json: bool,
 }
 
 impl Start<'_> {
@@ -151,6 +153,9 @@ impl Start<'_> {
         }
         if let Some(dir) = self.from {
             env.push(("STILLPOINT_RESTART", dir.into()));
+        }
+        if let Some(dir) = &self.what.burst {
+            env.push(("STILLPOINT_BURST", dir.into()));
         }
         let spool = self.job.path("stdin");
         if spool.is_file() {
@@ -210,7 +215,7 @@ impl Start<'_> {
     pub(crate) fn run(&self, heard: &mut Heard) -> Result<Verdict, Error> {
         let command = self.command()?;
         let patience = Duration::from_secs(10);
-        let watch = Watch { job: self.job, incarnation: self.incarnation, patience };
+        let watch = Watch { job: self.job, incarnation: self.incarnation, patience, json: self.json };
         let is_lost = &mut || talk::outcome(self.job).is_ok_and(|o| o.restart);
         let seen = watch.run(command, heard, is_lost, &mut || {})?;
         let ended = heard.last_of(&ENDING).and_then(|s| u8::try_from(s).ok());
@@ -234,6 +239,7 @@ pub(crate) struct Watch<'a> {
     pub(crate) incarnation: u32,
     /// How long a launcher may wait on although a rank is lost.
     pub(crate) patience: Duration,
+    pub(crate) json: bool,
 }
 
 impl Watch<'_> {
@@ -248,8 +254,15 @@ impl Watch<'_> {
     ) -> Result<Seen, Error> {
         let what = command.get_program().to_string_lossy().into_owned();
         let mut child = command.spawn().map_err(|source| Error::Start { what, source })?;
-        let status = code(wait(&mut child, self.patience, heard, is_lost, last_resort)?);
+        let mut drain = Drain::new();
+        // To end it would be to end what its agents still copy.
+        let is_over = &mut || is_lost() && !drain.goes_on(self.job);
+        let status = code(wait(&mut child, self.patience, heard, is_over, last_resort)?);
         let outcome = self.outcome();
+        if status != 0 || outcome.as_ref().is_none_or(|o| !o.lost.is_empty()) {
+            // Somebody may go on from it.
+            drain.wait(self.job, self.json, &mut |t| heard.next(t).is_some_and(|s| ENDING.contains(&s)));
+        }
         talk::shutdown(self.job);
         Ok(Seen { outcome, status })
     }

@@ -112,6 +112,9 @@ pub(crate) fn status(home: &Home, name: Option<&str>, as_json: bool) -> Result<u
     println!("running      {}", if s.running { "yes" } else { "not yet" });
     let at = if s.ckpt == 0 { String::new() } else { format!(", checkpoint {}", s.ckpt) };
     println!("stage        {}{at}", s.stage.escape_debug());
+    if let Some((done, all)) = s.copying {
+        println!("copying      {} of {} from the nodes' own disks", size(done), size(all));
+    }
     println!("checkpoints  {} committed, {} given up", s.committed, s.given_up);
     if let Some(m) = s.last {
         let ms = |ns: u64| ns as f64 / 1e6;

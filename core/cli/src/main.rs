@@ -10,6 +10,7 @@
 mod catalog;
 mod checkpoint;
 mod doctor;
+mod drain;
 mod error;
 mod exec;
 mod home;
@@ -50,6 +51,9 @@ enum Verb {
     Run(RunArgs),
     /// Run one rank: what stands between the launcher and the program.
     Exec {
+        /// Directory of this node where images are written before they are copied to the job's.
+        #[arg(long, value_name = "DIR")]
+        burst: Option<PathBuf>,
         /// The program and its arguments.
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
@@ -142,6 +146,9 @@ struct RunArgs {
     /// How often to restart after a lost rank.
     #[arg(long, default_value_t = 3)]
     restarts: u32,
+    /// Directory of each node where images are written before they are copied to the job's, in the background.
+    #[arg(long, value_name = "DIR")]
+    burst: Option<PathBuf>,
     /// The program and its arguments.
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
@@ -150,14 +157,14 @@ struct RunArgs {
 fn go(cli: Cli) -> Result<u8, Error> {
     let json = cli.json;
     match &cli.verb {
-        Verb::Exec { command } => return Err(exec::exec(command)),
+        Verb::Exec { burst, command } => return Err(exec::exec(burst.as_deref(), command)),
         Verb::SlurmChild { parent, command } => return Err(slurm::step::child(*parent, command)),
         _ => {}
     }
     let home = home::Home::find(cli.dir)?;
     match cli.verb {
         Verb::Run(args) => run::run(&home, args, json),
-        Verb::Exec { command } | Verb::SlurmChild { command, .. } => Err(exec::exec(&command)),
+        Verb::Exec { command, .. } | Verb::SlurmChild { command, .. } => Err(exec::exec(None, &command)),
         Verb::Scontrol { args } => Ok(slurm::scontrol::scontrol("scontrol".as_ref(), &args)),
         Verb::SlurmStep(args) => slurm::step::slurm_step(&home, args, json),
         Verb::Checkpoint { job, stop } => checkpoint::checkpoint(&home, &job, stop, json),

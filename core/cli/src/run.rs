@@ -65,6 +65,7 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
         launch_with: args.launcher,
         interval: args.interval.as_deref().map(seconds).transpose()?,
         restarts: args.restarts,
+        burst: args.burst.or_else(|| std::env::var_os("STILLPOINT_BURST").map(PathBuf::from)),
         slurm: false,
         keep: None,
     };
@@ -104,7 +105,7 @@ pub(crate) fn drive(
     let mut heard = Heard::new()?;
     loop {
         let dir = from.as_ref().map(|c| c.dir.as_path());
-        let verdict = Start { job, what, incarnation, from: dir }.run(&mut heard)?;
+        let verdict = Start { job, what, incarnation, from: dir, json }.run(&mut heard)?;
         let (lost, status) = match verdict {
             Verdict::Ended(status) => return Ok(status),
             Verdict::Stopped(ckpt) => {

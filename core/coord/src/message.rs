@@ -335,7 +335,7 @@ pub struct JobStatus {
     pub stage: String,
     /// Number of the checkpoint in progress, 0 if none.
     pub ckpt: u64,
-    /// Of its images on node-local disks: bytes copied to the shared directory, and bytes there are.
+    /// In the stage copy: bytes of its images that are in the shared directory, and bytes there are.
     pub copying: Option<(u64, u64)>,
     /// All ranks run (after a restart: all are rebuilt).
     pub running: bool,

@@ -12,6 +12,7 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
+use stillpoint_coord::message::JobStatus;
 use stillpoint_storage::run::RunDir;
 
 use crate::catalog;
@@ -397,6 +398,10 @@ fn able(f: &Found) -> String {
     }
     match talk::status(&f.run) {
         Err(e) => format!("No: {}; {last}", chain(&e)),
+        Ok(JobStatus { ckpt, copying: Some((done, all)), .. }) => {
+            let (done, all) = (done >> 20, all >> 20);
+            format!("Began: checkpoint {ckpt} is being copied from the nodes, {done} of {all} MiB; {last}")
+        }
         Ok(s) if s.ckpt != 0 => format!("Began: checkpoint {} is in progress ({}); {last}", s.ckpt, s.stage),
         Ok(s) if !s.running => format!("No: not all ranks run; {last}"),
         Ok(_) => format!("Yes; {last}"),

@@ -149,7 +149,7 @@ impl Step<'_> {
             };
             StartFile { incarnation, restart, ..self.model.clone() }.write(self.job)?;
             let patience = Duration::from_secs(4);
-            let watch = Watch { job: self.job, incarnation, patience };
+            let watch = Watch { job: self.job, incarnation, patience, json: self.json };
             let mut limit = TimeLimit::new(self.job, self.ask, self.json);
             let is_lost = &mut || {
                 if self.model.on.iter().any(|o| o == "timelimit") {

@@ -5,20 +5,18 @@
 //! application it is one process, which signals and `scancel` reach as without us. Runs *next door* until the exec.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use stillpoint_abi::ids::CkptId;
+use stillpoint_storage::StoreError;
+use stillpoint_storage::node::node_dir;
 use stillpoint_storage::run::RunDir;
 
 use crate::error::{Error, chain};
 use crate::exec;
-use crate::home::private_dir;
-use crate::slurm::identity::{Index, directory, short_hash};
+use crate::slurm::identity::{Index, directory};
 use crate::slurm::job::Whereabouts;
 use crate::slurm::start::{StartFile, Stdin};
 
@@ -105,23 +103,12 @@ fn fits(run: &Path, dir: &Path, ranks: Option<u32>) -> Result<(), Error> {
     if have == want { Ok(()) } else { Err(Error::Ranks { ckpt, have, want }) }
 }
 
-/// Makes `BASE/stillpoint-UID/HASH`, each 0700 and ours, and neither a link.
+/// `BASE/stillpoint-UID/HASH` on this node.
 fn local_dir(base: &Path, run: &Path) -> Result<PathBuf, Error> {
-    let uid = rustix::process::geteuid().as_raw();
-    let mut dir = base.to_owned();
-    for name in [format!("stillpoint-{uid}"), short_hash(run.as_os_str().as_bytes())] {
-        dir.push(name);
-        match private_dir(&dir) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::io("make", &dir)(e)),
-        }
-        let meta = fs::symlink_metadata(&dir).map_err(Error::io("look at", &dir))?;
-        if !meta.is_dir() || meta.uid() != uid || meta.mode() & 0o077 != 0 {
-            return Err(Error::Untrusted(dir));
-        }
-    }
-    Ok(dir)
+    node_dir(base, run).map_err(|e| match e {
+        StoreError::Untrusted { path } => Error::Untrusted(path),
+        e => e.into(),
+    })
 }
 
 fn announce(run: &Path, start: &StartFile, w: &Whereabouts) -> Result<(), Error> {
@@ -155,7 +142,6 @@ fn spooled_input(run: &Path, mine: bool) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
 
     #[test]
     fn the_program_stands_in_the_environment_or_in_the_arguments() {
@@ -181,28 +167,6 @@ mod tests {
         let warned = StartFile { on: vec!["preempt".into()], ..StartFile::default() };
         assert_eq!(of(&environment(&warned, None), "STILLPOINT_SIGNAL"), Some("USR1".into()));
         assert_eq!(of(&e, "STILLPOINT_TASK_PROGRAM"), None);
-    }
-
-    #[test]
-    fn the_local_directory_is_ours_or_refused() {
-        let base = std::env::temp_dir().join(format!("stillpoint-cli-local-{}", std::process::id()));
-        fs::create_dir_all(&base).unwrap();
-        let run = Path::new("/home/x/12");
-        let dir = local_dir(&base, run).unwrap();
-        assert_eq!(dir, local_dir(&base, run).unwrap());
-        assert_ne!(dir, local_dir(&base, Path::new("/home/x/13")).unwrap());
-        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        let user = dir.parent().unwrap();
-        fs::remove_dir_all(user).unwrap();
-        let elsewhere = base.join("elsewhere");
-        private_dir(&elsewhere).unwrap();
-        symlink(&elsewhere, user).unwrap();
-        assert!(matches!(local_dir(&base, run), Err(Error::Untrusted(_))), "a link");
-        fs::remove_file(user).unwrap();
-        fs::create_dir(user).unwrap();
-        fs::set_permissions(user, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        assert!(matches!(local_dir(&base, run), Err(Error::Untrusted(_))), "open to others");
-        fs::remove_dir_all(&base).unwrap();
     }
 
     #[test]

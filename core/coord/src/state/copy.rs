@@ -113,9 +113,9 @@ impl Coordinator {
         )]);
     }
 
-    /// Bytes copied, and bytes to be copied in all; none: no image is on a node's disk.
+    /// Bytes copied, and bytes to be copied in all. None: the stage is another one; before it, ranks are still needed.
     pub(super) fn copy_measure(&self) -> Option<(u64, u64)> {
-        if !self.is_written_now(self.ckpt) || self.all_durable() {
+        if self.stage != Stage::Copy {
             return None;
         }
         let images = self.ranks.iter().filter_map(|r| Some((r.image.as_ref()?.file_len, r.copying)));
