@@ -4,13 +4,15 @@
 //! srun --ckpt-interval=600 ./a     init, options, post_opt ──▶ becomes `stillpoint slurm-step … -- …`, which starts
 //!  └ srun --ckpt-run=RUN@INC …     init, options, post_opt (goes on), local_user_init (the file of --multi-prog)
 //!     └ slurmstepd                 init, options, task_init: `stillpoint-task` in the program's place
-//!        └ stillpoint-task ./a
+//!        └ stillpoint-task ./a     task_exit, after the last one: `stillpoint slurm-hold`, with `burst=` only
 //! ```
 //!
 //! What a reader would get wrong: what a hook returns is ignored, as the plugin is `optional`; see the crate's head.
 
 use std::ffi::{OsStr, OsString, c_int};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::command::{self, Line, Verdict};
@@ -169,6 +171,31 @@ pub(crate) fn task_init(sp: &Handle) -> c_int {
     0
 }
 
+/// Tasks of this step that have ended on this node.
+static ENDED: AtomicU32 = AtomicU32::new(0);
+
+/// `slurm_spank_task_exit`, in slurmstepd, as root, after a task has been waited for. When none is left, Slurm kills what else there
+/// is of the step on this node (`job_manager` in its mgr.c): the agent, too, where a control group holds it. That waits
+/// until what the agent copies is copied.
+pub(crate) fn task_exit(sp: &Handle) -> c_int {
+    let given = options().clone();
+    let Some((run, _)) = given.get(Which::Run).and_then(options::run) else { return 0 };
+    let keeps = sp.argument("burst").is_some() || sp.get("STILLPOINT_BURST").is_some_and(|b| !b.is_empty());
+    let user_step = sp.step().is_some_and(|s| s < NOT_A_USERS_STEP);
+    if Handle::context() != Context::Remote || !keeps || !user_step {
+        return 0;
+    }
+    if ENDED.fetch_add(1, SeqCst) + 1 != sp.local_tasks().unwrap_or(0) {
+        return 0;
+    }
+    let (Some((uid, gid)), Some(prefix)) = (sp.owner(), prefix(sp)) else { return 0 };
+    let words = [prefix.join("bin/stillpoint").into(), "slurm-hold".into(), run.to_owned()];
+    if let Err(why) = process::run_as(uid, gid, &words) {
+        spank::error(&format!("cannot wait for what is being copied from this node: {why}"));
+    }
+    0
+}
+
 fn wrap(sp: &Handle, run: &OsStr, incarnation: u64) -> Result<(), String> {
     let task = task_program(sp)
         .ok_or("cannot tell where stillpoint is installed; say prefix=DIR in plugstack.conf")?;
@@ -200,7 +227,9 @@ fn wrap(sp: &Handle, run: &OsStr, incarnation: u64) -> Result<(), String> {
         ("STILLPOINT_LOCAL_BASE", local),
         ("STILLPOINT_STEP", OsStr::new(&job_step)),
     ];
-    for (name, value) in variables {
+    let burst = ["burst", "burst-rate"].iter().zip(["STILLPOINT_BURST", "STILLPOINT_BURST_RATE"]);
+    let burst = burst.filter_map(|(word, name)| Some((name, sp.argument(word)?)));
+    for (name, value) in variables.into_iter().chain(burst) {
         if !sp.set(name, value) {
             return Err(format!("Slurm does not let a plugin set {name} for the task"));
         }

@@ -107,6 +107,52 @@ pub(crate) fn become_program(words: &[OsString], without: impl Fn(&OsStr) -> boo
     why
 }
 
+/// Runs a program as a user, without environment, terminal or open files of this process, and waits for its end.
+///
+/// In slurmstepd, which has threads: between fork and execve there are system calls only, on what was made before. The child is in
+/// the step's container, as slurmstepd is: whoever kills the step ends it, and this wait.
+pub(crate) fn run_as(uid: u32, gid: u32, words: &[OsString]) -> std::io::Result<()> {
+    let words: Result<Vec<CString>, _> = words.iter().map(|w| CString::new(w.as_bytes())).collect();
+    let words = words?;
+    let argv: Vec<*const c_char> = words.iter().map(|w| w.as_ptr()).chain([std::ptr::null()]).collect();
+    let envp: [*const c_char; 1] = [std::ptr::null()];
+    let none = 0u64;
+    // SAFETY: the child makes system calls only, on memory that was made above, and becomes another program or ends. The calls
+    // are raw: those of the C library would want to tell its other threads, which the child does not have.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: see above.
+        unsafe {
+            let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            let apart = (0..3).all(|fd| libc::dup2(null, fd) == fd)
+                && libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) == 0;
+            let user = libc::syscall(libc::SYS_setgroups, 1usize, &raw const gid) == 0
+                && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+                && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0;
+            libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0usize, 8usize);
+            if apart && user {
+                libc::execve(argv[0], argv.as_ptr(), envp.as_ptr());
+            }
+            libc::_exit(127);
+        }
+    }
+    if pid < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let mut status = 0;
+    // SAFETY: our own child; interrupted waits begin again.
+    while unsafe { libc::waitpid(pid, &raw mut status, 0) } < 0 {
+        let e = std::io::Error::last_os_error();
+        if e.kind() != std::io::ErrorKind::Interrupted {
+            return Err(e);
+        }
+    }
+    if status == 127 << 8 {
+        return Err(std::io::Error::other("the program could not be started"));
+    }
+    Ok(())
+}
+
 /// Ends srun, sbatch or salloc as they end themselves on a bad option.
 pub(crate) fn leave() -> ! {
     let code = std::env::var("SLURM_EXIT_ERROR").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
@@ -131,6 +177,29 @@ mod tests {
         assert_eq!(command_at(0), None);
         assert!(own_file().is_some_and(|f| f.is_file()));
         assert!(program().is_ok());
+    }
+
+    #[test]
+    fn a_program_is_run_as_somebody_and_waited_for() {
+        // SAFETY: takes nothing.
+        let (me, mine) = unsafe { (libc::geteuid(), libc::getegid()) };
+        if me != 0 {
+            return;
+        }
+        let run = |script: &str| run_as(65534, 65534, &["/bin/sh".into(), "-c".into(), script.into()]);
+        let out = std::env::temp_dir().join(format!("stillpoint-run-as-{}", std::process::id()));
+        std::fs::write(&out, "").unwrap();
+        std::fs::set_permissions(&out, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        run(&format!(
+            "id -u > {0}; id -G >> {0}; env | grep -c . >> {0}; sleep 0.1; echo end >> {0}",
+            out.display()
+        ))
+        .unwrap();
+        let said = std::fs::read_to_string(&out).unwrap();
+        std::fs::remove_file(&out).unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!((lines[0], lines[1], lines[lines.len() - 1]), ("65534", "65534", "end"), "{said}");
+        assert!(run_as(me, mine, &["/no/such".into()]).is_err());
     }
 
     #[test]

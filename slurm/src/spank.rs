@@ -62,8 +62,11 @@ const _: () = assert!(size_of::<RawOption>() == 40);
 #[derive(Debug, Clone, Copy)]
 #[repr(i32)]
 enum Item {
+    Uid = 0,
+    Gid = 1,
     JobId = 2,
     StepId = 3,
+    LocalTasks = 6,
     Argv = 9,
 }
 
@@ -166,7 +169,8 @@ impl Handle {
     fn number(&self, item: Item) -> Option<u32> {
         let mut n = 0u32;
         let get = slurm!(c"spank_get_item", as unsafe extern "C" fn(RawHandle, c_int, ...) -> c_int)?;
-        // SAFETY: both items are `uint32_t *` in spank.h.
+        // SAFETY: all items but `Argv`, which nobody asks for here, are `uint32_t *` in spank.h, or `uid_t *` and `gid_t *`, which
+        // are the same.
         (unsafe { get(self.raw, item as c_int, &raw mut n) } == 0).then_some(n)
     }
 
@@ -176,6 +180,16 @@ impl Handle {
 
     pub(crate) fn step(&self) -> Option<u32> {
         self.number(Item::StepId)
+    }
+
+    /// User and group of the job.
+    pub(crate) fn owner(&self) -> Option<(u32, u32)> {
+        Some((self.number(Item::Uid)?, self.number(Item::Gid)?))
+    }
+
+    /// Tasks of the step on this node.
+    pub(crate) fn local_tasks(&self) -> Option<u32> {
+        self.number(Item::LocalTasks)
     }
 
     fn raw_argv(&self) -> Option<(usize, *mut *mut c_char)> {
@@ -314,6 +328,7 @@ hooks! {
     slurm_spank_init_post_opt => hooks::post_opt;
     slurm_spank_local_user_init => hooks::local_user_init;
     slurm_spank_task_init => hooks::task_init;
+    slurm_spank_task_exit => hooks::task_exit;
 }
 
 #[cfg(test)]

@@ -99,7 +99,9 @@ fn plugstack_text(prefix: &Path) -> String {
     format!(
         "# Stillpoint for Slurm; goes to plugstack.conf.d on every node and wherever srun, sbatch and salloc run.\n\
          # optional: a plugin that is `required` and fails drains the node.\n\
-         # local=DIR: a directory of each node for what a run keeps there while it lives. prefix=DIR: where stillpoint is, if\n\
+         # local=DIR: a directory of each node for what a run keeps there while it lives. burst=DIR: a large one, on a disk of\n\
+         # the node: images are written there and copied to the run directory in the background (burst-rate=BYTES a second at\n\
+         # most, 500M say). prefix=DIR: where stillpoint is, if\n\
          # this plugin was moved away from it.\n{line}\n"
     )
 }

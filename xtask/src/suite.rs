@@ -38,7 +38,7 @@ const AREAS: &[Area] = &[
         packages: &["stillpoint-mpi-table", "stillpoint-mpi-upper", "stillpoint-mpi-lower"],
         integration: &["mpi", "mpi4py"],
     },
-    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: &["slurm"] },
+    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: &["slurm", "slurm_burst"] },
     Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &[] },
     Area { name: "store", packages: &["stillpoint-storage"], integration: &[] },
 ];

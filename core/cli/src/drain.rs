@@ -4,10 +4,11 @@
 //! nothing has moved for [`PATIENCE`]. And an agent that does not answer for a moment may only be busy, or its line cut.
 //! Runs *next door*.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use stillpoint_abi::stage::Stage;
-use stillpoint_coord::message::JobStatus;
+use stillpoint_coord::message::{JobStatus, Presence};
 use stillpoint_storage::run::RunDir;
 
 use crate::home::Job;
@@ -92,6 +93,20 @@ impl Drain {
                 return;
             }
         }
+    }
+}
+
+/// `slurm-hold`, on a node where no rank is left: waits as long as a checkpoint is under way that somebody may go on from.
+/// When all ranks of the job have ended well, nobody will.
+pub(crate) fn hold(run: &Path) {
+    let job = Job { name: run.to_string_lossy().into_owned(), dir: run.to_owned() };
+    let mut drain = Drain::new();
+    while drain.goes_on(&job) {
+        let well = |s: &JobStatus| s.ranks.iter().all(|(p, _)| *p == Presence::Finished(0));
+        if talk::status(&job).is_ok_and(|s| well(&s)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(200));
     }
 }
 

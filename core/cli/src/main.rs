@@ -121,6 +121,12 @@ enum Verb {
     /// What an srun with --ckpt-… options runs.
     #[command(hide = true)]
     SlurmStep(slurm::step::StepArgs),
+    /// What the plugin waits for before Slurm ends the rest of a step on a node.
+    #[command(hide = true)]
+    SlurmHold {
+        /// Directory of the run.
+        run: PathBuf,
+    },
     /// Becomes srun, bound to the life of its parent.
     #[command(hide = true)]
     SlurmChild {
@@ -159,11 +165,16 @@ fn go(cli: Cli) -> Result<u8, Error> {
     match &cli.verb {
         Verb::Exec { burst, command } => return Err(exec::exec(burst.as_deref(), command)),
         Verb::SlurmChild { parent, command } => return Err(slurm::step::child(*parent, command)),
+        Verb::SlurmHold { run } => {
+            drain::hold(run);
+            return Ok(0);
+        }
         _ => {}
     }
     let home = home::Home::find(cli.dir)?;
     match cli.verb {
         Verb::Run(args) => run::run(&home, args, json),
+        Verb::SlurmHold { .. } => Ok(0),
         Verb::Exec { command, .. } | Verb::SlurmChild { command, .. } => Err(exec::exec(None, &command)),
         Verb::Scontrol { args } => Ok(slurm::scontrol::scontrol("scontrol".as_ref(), &args)),
         Verb::SlurmStep(args) => slurm::step::slurm_step(&home, args, json),
