@@ -173,7 +173,8 @@ pub(crate) fn check(path: &Path, regions: &[Region], direct: bool) -> Result<boo
         in_memory: kind == TMPFS || kind == RAMFS,
         memory: memory_left(),
     };
-    decide(facts, direct)
+    // With a disk of the node for images, its user may have thought of another one.
+    decide(facts, direct).map_err(|e| format!("{}: {e}", dir.display()))
 }
 
 #[cfg(test)]
