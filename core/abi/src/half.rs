@@ -386,7 +386,7 @@ pub mod still {
     pub const GOES_ON: u8 = 0;
     /// The checkpoint was given up before it, on the agent's word: either all ranks were told of COUNTS, or none.
     pub const GIVEN_UP: u8 = 1;
-    /// The agent was lost after COUNTS: it may have told some ranks, and not others.
+    /// The same after COUNTS, or an agent was lost: some ranks may have been told, and others not.
     pub const CUT_OFF: u8 = 2;
     /// After a restart: make real objects behind the virtual ones, post receives again. 0 is success; else `out` holds a
     /// text that says why not.

@@ -48,26 +48,21 @@ mod tests {
     /// Until the agent refuses, or the test is over. What it was told.
     fn rank(run: RunDir, local: RunDir, n: u32, habit: Habit, over: Arc<AtomicBool>) -> Vec<String> {
         let mut seen = Vec::new();
-        let mut before = None;
+        let mut c = Client::new(Rank(n), 0);
         while !over.load(SeqCst) {
             let Ok(mut s) = local.connect() else {
                 start_agent(&run, &local);
                 continue;
             };
-            let mut c = Client::new(Rank(n));
-            let hello = Local::Connected { size: 4, pid: 1000 + n, incarnation: 0, restored: false, before };
+            let hello = Local::Connected { size: 4, pid: 1000 + n, incarnation: 0, restored: false };
             send(&mut s, c.on_local(hello));
             s.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
             loop {
                 match message::read(&mut s) {
                     Ok(FromAgent::Rank(m)) => {
-                        match m {
-                            ToRank::Welcome => drop(before.get_or_insert(Before::default())),
-                            ToRank::Denied { reason } => {
-                                seen.push(reason);
-                                return seen;
-                            }
-                            _ => {}
+                        if let ToRank::Denied { reason } = m {
+                            seen.push(reason);
+                            return seen;
                         }
                         take(fake::Rank { n, size: 4, habit }, &mut s, &mut c, m, &mut seen);
                     }
@@ -79,6 +74,7 @@ mod tests {
                     _ => break,
                 }
             }
+            send(&mut s, c.on_local(Local::Broken));
             std::thread::sleep(Duration::from_millis(20 * u64::from(n)));
         }
         seen

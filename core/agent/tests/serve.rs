@@ -96,15 +96,9 @@ mod tests {
         let ours = s.try_clone().unwrap();
         let thread = std::thread::spawn(move || {
             let me = fake::Rank { n, size, habit };
-            let mut c = Client::new(Rank(n));
+            let mut c = Client::new(Rank(n), 0);
             let mut seen = Vec::new();
-            let hello = Local::Connected {
-                size,
-                pid: 1000 + n,
-                incarnation,
-                restored: incarnation > 0,
-                before: None,
-            };
+            let hello = Local::Connected { size, pid: 1000 + n, incarnation, restored: incarnation > 0 };
             send(&mut s, c.on_local(hello));
             if incarnation > 0 {
                 send(&mut s, c.on_local(Local::Rebuilt));

@@ -9,8 +9,12 @@
 //! What a reader would get wrong: a local event that comes too late, because the checkpoint was given up meanwhile,
 //! is dropped here; the driver need not care. And mail may come while the threads stand still: it must be handed to
 //! the upper half before the snapshot, or it is in no image (the agent forwards it before the exchange completes).
+//!
+//! A client outlives its line. What it has mailed is sent again on the next one, until a checkpoint has resumed: every
+//! rank had taken all of it before its snapshot. Each mail has its sender's number, and those from one rank come in
+//! their order, so whoever hears one again knows it by that, and drops it here.
 
-use crate::message::{Before, Clock, Doing, FromRank, Items, Leaving, Outcome, ToRank};
+use crate::message::{Before, Clock, Doing, FromRank, Items, Leaving, Mails, Outcome, ToRank};
 use std::collections::{BTreeMap, BTreeSet};
 use stillpoint_abi::ids::Rank;
 use stillpoint_abi::stage::Stage;
@@ -66,6 +70,8 @@ pub enum ClientAction {
         /// Where this rank was: from [`Stage::Settle`] on collectives are held, from [`Stage::Stop`] to
         /// [`Stage::Snapshot`] threads stand still, in [`Stage::Write`] a frozen child may be writing: end it.
         at: Stage,
+        /// Nobody knows yet whom the exchange has reached; [`ClientAction::Untold`] will say so.
+        cut: bool,
         /// Why.
         reason: String,
     },
@@ -102,7 +108,7 @@ pub enum ClientAction {
 /// What happens in the rank.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Local {
-    /// The connection stands.
+    /// A connection stands: the first one, or another. The hello is the first action.
     Connected {
         /// Ranks of the job.
         size: u32,
@@ -112,9 +118,9 @@ pub enum Local {
         incarnation: u32,
         /// From an image.
         restored: bool,
-        /// Known from earlier connections.
-        before: Option<Before>,
     },
+    /// It has broken: whatever was going on is over.
+    Broken,
     /// What cannot be saved; empty: nothing speaks against it.
     Reasons(Vec<String>),
     /// All clocks with their members, and what the rank does.
@@ -179,13 +185,26 @@ pub struct Client {
     told: BTreeSet<u64>,
     last: BTreeMap<u64, (u64, bool)>,
     last_doing: Option<Doing>,
+    /// None before the first welcome.
+    before: Option<Before>,
+    /// Number of the last mail.
+    number: u64,
+    /// What other ranks may not have got.
+    mailed: Mails,
+    /// Of each rank, the number of the last mail that has come.
+    heard: BTreeMap<u32, u64>,
 }
 
 impl Client {
-    /// A rank that has not said hello.
-    pub fn new(rank: Rank) -> Self {
+    /// A rank that has not said hello. Its mail is numbered from `number` on, which must be higher than what a program has
+    /// used that this one has replaced by execve: a clock will do.
+    pub fn new(rank: Rank, number: u64) -> Self {
         Client {
             rank,
+            before: None,
+            number,
+            mailed: Vec::new(),
+            heard: BTreeMap::new(),
             stage: Stage::Idle,
             ckpt: 0,
             version: 0,
@@ -217,7 +236,10 @@ impl Client {
     pub fn on_message(&mut self, message: ToRank) -> Vec<ClientAction> {
         use ClientAction as A;
         match message {
-            ToRank::Welcome => vec![],
+            ToRank::Welcome => {
+                self.before.get_or_insert_default();
+                vec![]
+            }
             ToRank::Denied { reason } => vec![A::Denied { reason }],
             ToRank::Intend { ckpt } => {
                 self.to(Stage::Intend);
@@ -237,6 +259,7 @@ impl Client {
             }
             ToRank::Exchanged { round, items } => {
                 self.round = round + 1;
+                self.before.get_or_insert_default().told = self.ckpt;
                 vec![A::Drain { round, items }]
             }
             ToRank::Snapshot { path, direct, seed } if self.stage == Stage::Drain => {
@@ -245,13 +268,16 @@ impl Client {
             }
             ToRank::Resume if self.stage == Stage::Snapshot => {
                 self.to(Stage::Write);
+                // All ranks have frozen their images, and before that they got all that was mailed before.
+                self.mailed.clear();
                 vec![A::Resume]
             }
-            ToRank::Abort { reason } => {
-                let at = self.stage;
-                self.to(Stage::Idle);
-                self.round = 0;
-                if at == Stage::Idle { vec![] } else { vec![A::Abort { at, reason }] }
+            ToRank::Abort { reason, cut } => {
+                let mut all = self.abort(reason, cut);
+                if cut {
+                    all.insert(0, A::Send(FromRank::CutOff(self.before.unwrap_or_default())));
+                }
+                all
             }
             ToRank::Committed { ckpt } => {
                 if ckpt == self.ckpt {
@@ -264,8 +290,17 @@ impl Client {
                 self.round = 0;
                 vec![A::Go]
             }
-            ToRank::Untold { ckpt, ranks } => vec![A::Untold { ckpt, ranks }],
-            ToRank::Mail { items } => vec![A::Deliver { items }],
+            ToRank::Untold { ckpt, ranks } => match &mut self.before {
+                Some(before) if before.cut == ckpt => {
+                    before.cut = 0;
+                    vec![A::Untold { ckpt, ranks }]
+                }
+                _ => vec![],
+            },
+            ToRank::Mail { items } => {
+                let items = self.fresh(items);
+                if items.is_empty() { vec![] } else { vec![A::Deliver { items }] }
+            }
             ToRank::Answer { id, result } => vec![A::Answer { id, result }],
             // Out of turn: the agent and this rank disagree, so nothing is done and the stage's limit decides.
             ToRank::Targets { .. } | ToRank::Stop | ToRank::Snapshot { .. } | ToRank::Resume => vec![],
@@ -278,8 +313,23 @@ impl Client {
         let ckpt = self.ckpt;
         let send = |message| vec![A::Send(message)];
         match event {
-            Local::Connected { size, pid, incarnation, restored, before } => {
-                send(FromRank::Hello { rank: self.rank.0, size, pid, incarnation, restored, before })
+            Local::Connected { size, pid, incarnation, restored } => {
+                self.to(Stage::Idle);
+                (self.version, self.round) = (0, 0);
+                // Another agent knows nothing of the clocks.
+                self.told.clear();
+                self.last.clear();
+                self.last_doing = None;
+                let (rank, before) = (self.rank.0, self.before);
+                let mut all = send(FromRank::Hello { rank, size, pid, incarnation, restored, before });
+                if !self.mailed.is_empty() {
+                    all.push(A::Send(FromRank::Mail { items: self.mailed.clone() }));
+                }
+                all
+            }
+            Local::Broken => {
+                // It has contributed, and nobody knows whom the exchange has reached.
+                self.abort("the node agent is gone".into(), true)
             }
             Local::Reasons(reasons) if self.stage == Stage::Intend => {
                 if reasons.is_empty() {
@@ -313,9 +363,45 @@ impl Client {
             Local::Rebuilt => send(FromRank::Rebuilt),
             Local::Goodbye(leaving) => send(FromRank::Goodbye(leaving)),
             Local::Request { id } => send(FromRank::Request { id }),
-            Local::Mail(items) => send(FromRank::Mail { items }),
+            Local::Mail(items) => send(FromRank::Mail { items: self.numbered(items) }),
             _ => vec![],
         }
+    }
+
+    /// The checkpoint is over, if there is one; `cut` within its exchange, if this rank has contributed to that.
+    fn abort(&mut self, reason: String, cut: bool) -> Vec<ClientAction> {
+        let (at, ckpt) = (self.stage, self.ckpt);
+        let cut = cut && at == Stage::Drain;
+        if cut {
+            self.before.get_or_insert_default().cut = ckpt;
+        }
+        self.to(Stage::Idle);
+        self.round = 0;
+        if at == Stage::Idle { vec![] } else { vec![ClientAction::Abort { at, cut, reason }] }
+    }
+
+    /// Keeps them until all ranks have them.
+    fn numbered(&mut self, items: Items) -> Mails {
+        let next = |(to, bytes)| {
+            self.number += 1;
+            (to, self.number, bytes)
+        };
+        let items: Mails = items.into_iter().map(next).collect();
+        self.mailed.extend_from_slice(&items);
+        items
+    }
+
+    /// Those that have not come before.
+    fn fresh(&mut self, items: Mails) -> Items {
+        let mut fresh = Items::new();
+        for (from, number, bytes) in items {
+            let heard = self.heard.entry(from).or_insert(0);
+            if number > *heard {
+                *heard = number;
+                fresh.push((from, bytes));
+            }
+        }
+        fresh
     }
 
     /// Sends what changed; members only at first sight.
@@ -349,7 +435,7 @@ mod tests {
     }
 
     fn at_settle() -> Client {
-        let mut c = Client::new(Rank(1));
+        let mut c = Client::new(Rank(1), 0);
         c.on_message(ToRank::Intend { ckpt: 5 });
         assert_eq!(c.on_local(Local::Reasons(vec![])), vec![ClientAction::ReportClocks]);
         c
@@ -376,13 +462,53 @@ mod tests {
     fn what_comes_after_an_abort_is_dropped() {
         let mut c = at_settle();
         c.on_message(ToRank::Stop);
-        let undo = c.on_message(ToRank::Abort { reason: "r".into() });
-        assert_eq!(undo, vec![ClientAction::Abort { at: Stage::Stop, reason: "r".into() }]);
+        let abort = || ToRank::Abort { reason: "r".into(), cut: false };
+        let undo = c.on_message(abort());
+        assert_eq!(undo, vec![ClientAction::Abort { at: Stage::Stop, cut: false, reason: "r".into() }]);
         assert!(c.on_local(Local::Stopped).is_empty());
         c.on_message(ToRank::Intend { ckpt: 6 });
         let late = Local::Written { ckpt: 5, bytes: 1, digest: [0; 16], file_len: 1 };
         assert!(c.on_local(late).is_empty());
-        assert!(c.on_message(ToRank::Abort { reason: String::new() }).len() == 1);
-        assert!(c.on_message(ToRank::Abort { reason: String::new() }).is_empty());
+        assert!(c.on_message(abort()).len() == 1);
+        assert!(c.on_message(abort()).is_empty());
+    }
+
+    #[test]
+    fn mail_is_sent_again_until_all_have_it_and_taken_once() {
+        let hello = || Local::Connected { size: 3, pid: 7, incarnation: 0, restored: false };
+        let mut c = Client::new(Rank(1), 40);
+        let mail = |number| ClientAction::Send(FromRank::Mail { items: vec![(2, number, vec![9])] });
+        c.on_local(hello());
+        assert_eq!(c.on_local(Local::Mail(vec![(2, vec![9])])), [mail(41)]);
+        assert_eq!(c.on_local(hello())[1..], [mail(41)]);
+        let came = |number| ToRank::Mail { items: vec![(0, number, vec![number as u8])] };
+        let taken = |n: u8| vec![ClientAction::Deliver { items: vec![(0, vec![n])] }];
+        assert_eq!(c.on_message(came(5)), taken(5));
+        assert_eq!(
+            (c.on_message(came(5)), c.on_message(came(4)), c.on_message(came(7))),
+            (vec![], vec![], taken(7))
+        );
+        c.on_message(ToRank::Intend { ckpt: 5 });
+        c.on_local(Local::Reasons(vec![]));
+        c.on_message(ToRank::Stop);
+        c.on_local(Local::Stopped);
+        c.on_message(ToRank::Snapshot { path: String::new(), direct: false, seed: 0 });
+        c.on_message(ToRank::Resume);
+        assert_eq!(c.on_local(hello()).len(), 1, "every rank has it");
+    }
+
+    #[test]
+    fn who_was_cut_off_says_how_far_it_was_told() {
+        let mut c = at_settle();
+        c.on_message(ToRank::Welcome);
+        c.on_message(ToRank::Stop);
+        c.on_local(Local::Stopped);
+        let cut = c.on_message(ToRank::Abort { reason: "r".into(), cut: true });
+        let said = ClientAction::Send(FromRank::CutOff(Before { told: 0, cut: 5 }));
+        assert_eq!(cut, [said, ClientAction::Abort { at: Stage::Drain, cut: true, reason: "r".into() }]);
+        let untold = |ckpt| ToRank::Untold { ckpt, ranks: vec![1] };
+        assert!(c.on_message(untold(4)).is_empty());
+        assert_eq!(c.on_message(untold(5)), [ClientAction::Untold { ckpt: 5, ranks: vec![1] }]);
+        assert!(c.on_message(untold(5)).is_empty(), "once");
     }
 }

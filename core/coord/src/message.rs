@@ -45,6 +45,9 @@ pub enum WireError {
 /// Bytes for, or from, other ranks.
 pub type Items = Vec<(u32, Vec<u8>)>;
 
+/// The same, with the sender's number for each: later ones have higher numbers, whoever they are for.
+pub type Mails = Vec<(u32, u64, Vec<u8>)>;
+
 /// A collective clock as a rank reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
@@ -100,7 +103,7 @@ impl Leaving {
 /// The outcome of a request: the checkpoint's number, or the reasons why there is none.
 pub type Outcome = Result<u64, Vec<String>>;
 
-/// What a rank knows from the agents before this one, in the same start.
+/// How far a rank was told in exchanges, in this start, whatever agents there have been.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Before {
     /// The last checkpoint whose exchange reached it.
@@ -208,8 +211,10 @@ pub enum FromRank {
     /// Bytes for other ranks, outside of exchanges.
     Mail {
         /// To whom, what.
-        items: Items,
+        items: Mails,
     },
+    /// Answer to an [`ToRank::Abort`] that has cut an exchange off.
+    CutOff(Before),
 }
 
 /// From the agent to a rank.
@@ -258,6 +263,8 @@ pub enum ToRank {
     Abort {
         /// Why.
         reason: String,
+        /// Its exchange has reached some ranks, and perhaps not others: to be answered with [`FromRank::CutOff`].
+        cut: bool,
     },
     /// The checkpoint exists.
     Committed {
@@ -278,7 +285,7 @@ pub enum ToRank {
     /// Bytes from other ranks.
     Mail {
         /// From whom, what.
-        items: Items,
+        items: Mails,
     },
     /// Answer to [`FromRank::Request`].
     Answer {

@@ -30,7 +30,7 @@ mod settle;
 use self::copy::Copying;
 use self::ranks::Hello;
 use crate::message::{
-    Before, Doing, FromRank, Items, JobOutcome, JobStatus, Measures, Outcome, Presence, ToRank,
+    Before, Doing, FromRank, Items, JobOutcome, JobStatus, Mails, Measures, Outcome, Presence, ToRank,
 };
 use std::collections::{BTreeMap, VecDeque};
 use stillpoint_abi::ids::{CkptId, Rank};
@@ -243,10 +243,15 @@ struct RankState {
     image: Option<Image>,
     /// Where the image is copied from; none: it is durable.
     copying: Option<Copying>,
-    mail: Items,
+    /// Mail for it since the last resume, also what was sent: its line may break before that arrives.
+    mail: Mails,
+    /// Number of the last mail from it.
+    mailed: u64,
     /// Away for a while, and until then not lost.
     due: Option<Nanos>,
     before: Before,
+    /// It was told that an exchange is cut off, and has not said yet how far that has reached it.
+    owes: bool,
 }
 
 impl RankState {
@@ -265,8 +270,10 @@ impl RankState {
             image: None,
             copying: None,
             mail: Vec::new(),
+            mailed: 0,
             due: None,
             before: Before::default(),
+            owes: false,
         }
     }
 }
@@ -296,6 +303,8 @@ pub struct Coordinator {
     direct: bool,
     reasons: Vec<String>,
     exchange: BTreeMap<u32, BTreeMap<u32, Items>>,
+    /// Of this checkpoint's, at least one round has been handed on.
+    exchanged: bool,
     asked: Vec<Asker>,
     queue: VecDeque<(Asker, bool)>,
     begun: Nanos,
@@ -337,6 +346,7 @@ impl Coordinator {
             direct: false,
             reasons: Vec::new(),
             exchange: BTreeMap::new(),
+            exchanged: false,
             asked: Vec::new(),
             queue: VecDeque::new(),
             begun: now,
@@ -432,7 +442,7 @@ impl Coordinator {
         match self.stage {
             Stage::Idle => {
                 let at = self.last_end + self.config.interval?;
-                (!self.preparing && self.unready().is_empty()).then_some(at)
+                (!self.preparing && self.unready().is_empty() && !self.is_cut()).then_some(at)
             }
             Stage::Commit => None,
             Stage::Settle => {
@@ -542,6 +552,10 @@ impl Coordinator {
             FromRank::Goodbye(leaving) => self.goodbye(rank, leaving),
             FromRank::Request { id } => self.request(Asker::Rank(rank, id), false),
             FromRank::Mail { items } => self.mail(rank, items),
+            FromRank::CutOff(before) => {
+                self.ranks[here].before = before;
+                self.ranks[here].owes = false;
+            }
         }
     }
 
@@ -579,6 +593,9 @@ pub fn seed(incarnation: u32, ckpt: CkptId) -> u64 {
     z ^ (z >> 31)
 }
 
+#[cfg(test)]
+#[path = "drain_tests.rs"]
+mod drain_tests;
 #[cfg(test)]
 #[path = "state_tests.rs"]
 mod tests;

@@ -127,7 +127,7 @@ impl World {
         let ranks = (0..n)
             .zip(programs)
             .map(|(r, ops)| Sim {
-                client: Client::new(Rank(r)),
+                client: Client::new(Rank(r), 0),
                 ops,
                 pc: 0,
                 at: At::Ready,
@@ -163,10 +163,7 @@ impl World {
             durable: BTreeMap::new(),
         };
         for r in 0..n {
-            w.local(
-                r,
-                Local::Connected { size: n, pid: r + 100, incarnation: 0, restored: false, before: None },
-            );
+            w.local(r, Local::Connected { size: n, pid: r + 100, incarnation: 0, restored: false });
             w.after(1000, Ev::Step(r));
         }
         w

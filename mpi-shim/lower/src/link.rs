@@ -2,13 +2,14 @@
 //! control thread; all threads have every signal blocked.
 //!
 //! The line is kept in [`crate::line`], the clocks are read in [`crate::clocks`]. What a reader would get wrong: when
-//! the line breaks, the job runs on, and this rank says hello to another agent. What was on its way to other ranks is sent once
-//! more, and who hears it twice takes no notice; whom an exchange reached that was cut off, the next agent finds out.
+//! the line breaks, the job runs on, and this rank says hello to another agent. What must outlive the line, mail and the word
+//! on an exchange that was cut off, is the [`Client`]'s.
 #![allow(unsafe_code, reason = "orders memory, ends the process")]
 
 use crate::clocks::{self, Settle};
 use crate::line::{self, Line};
 use crate::still;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -20,7 +21,7 @@ use stillpoint_capture::gather::{self, Streams};
 use stillpoint_capture::pause;
 use stillpoint_capture::write::{self, Snapshot};
 use stillpoint_coord::client::{Client, ClientAction, Local};
-use stillpoint_coord::message::{Before, FromRank, ToRank};
+use stillpoint_coord::message::{FromRank, ToRank};
 use stillpoint_image::Seal;
 use stillpoint_sys::raw::{monotonic_ns, nr};
 use stillpoint_sys::{half, sys, upper};
@@ -51,12 +52,8 @@ pub(crate) struct Link {
 #[derive(Debug, Default)]
 struct Work {
     left: crate::mail::Left,
-    /// Bytes for other ranks that an agent may not have handed on: those since the last checkpoint that all ranks resumed from.
-    mailed: Vec<(u32, Vec<u8>)>,
     /// Requests of the application that no agent could be told yet.
     asked: Vec<u64>,
-    /// What the next agent must know; none before the first welcome.
-    before: Option<Before>,
     /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
     drain: Option<(Vec<u8>, bool)>,
     settle: Settle,
@@ -77,7 +74,7 @@ impl Link {
         // SAFETY: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED (16): no memory is touched.
         unsafe { sys!(nr::MEMBARRIER, 16, 0, 0) };
         let mut work = Work::default();
-        let mut client = Client::new(Rank(half().rank.load(Relaxed)));
+        let mut client = Client::new(Rank(half().rank.load(Relaxed)), monotonic_ns());
         let (run, local, to) = (self.run.clone(), self.local.clone(), tx.clone());
         let kept = std::thread::Builder::new().name("stillpoint-line".into()).stack_size(512 << 10);
         let over = match kept.spawn(move || line::keep(&run, &local, &to)) {
@@ -126,14 +123,7 @@ impl Link {
                     self.introduce(client, work, line, tx);
                     continue;
                 }
-                Ok(Event::Message(m)) => {
-                    match &m {
-                        ToRank::Welcome => drop(work.before.get_or_insert_default()),
-                        ToRank::Exchanged { .. } => work.before.get_or_insert_default().told = client.ckpt(),
-                        _ => {}
-                    }
-                    client.on_message(m)
-                }
+                Ok(Event::Message(m)) => client.on_message(m),
                 Ok(Event::Local(l)) => client.on_local(l),
                 Ok(Event::Broken) => {
                     self.part(client, work, tx);
@@ -156,50 +146,41 @@ impl Link {
 
     /// Says hello, then what a former agent may not have heard or handed on.
     fn introduce(&self, client: &mut Client, work: &mut Work, line: Line, tx: &Sender<Event>) {
-        *client = Client::new(Rank(half().rank.load(Relaxed)));
         let restored = self.is_rebuilding();
-        let hello = client.on_local(Local::Connected {
-            size: half().size.load(Relaxed),
-            pid: half().pid.load(Relaxed).unsigned_abs(),
-            incarnation: self.incarnation,
-            restored,
-            before: work.before,
-        });
-        if let Some(ClientAction::Send(hello)) = hello.into_iter().next() {
+        let mut now: VecDeque<ClientAction> = client
+            .on_local(Local::Connected {
+                size: half().size.load(Relaxed),
+                pid: half().pid.load(Relaxed).unsigned_abs(),
+                incarnation: self.incarnation,
+                restored,
+            })
+            .into();
+        if let Some(ClientAction::Send(hello)) = now.pop_front() {
             line::open(line, hello);
         }
-        let mut now = if restored { client.on_local(Local::Rebuilt) } else { vec![] };
-        let again = std::mem::take(&mut work.mailed);
-        if !again.is_empty() {
-            now.extend(client.on_local(Local::Mail(again)));
+        if restored {
+            now.extend(client.on_local(Local::Rebuilt));
         }
         for id in std::mem::take(&mut work.asked) {
             now.extend(client.on_local(Local::Request { id }));
         }
-        self.perform(client, work, now, tx);
+        self.perform(client, work, now.into(), tx);
     }
 
     /// The line broke: whatever was going on is over, and the job runs on.
     fn part(&self, client: &mut Client, work: &mut Work, tx: &Sender<Event>) {
         line::close(!line::is_denied());
-        if client.stage() == Stage::Drain {
-            // It has contributed, and nobody knows whom the exchange has reached.
-            work.before.get_or_insert_default().cut = client.ckpt();
-        }
-        let over = client.on_message(ToRank::Abort { reason: "the node agent is gone".into() });
+        let over = client.on_local(Local::Broken);
         self.perform(client, work, over, tx);
         crate::mail::closed();
         work.asked.clear();
     }
 
     fn perform(&self, client: &mut Client, work: &mut Work, actions: Vec<ClientAction>, tx: &Sender<Event>) {
-        let mut queue: std::collections::VecDeque<ClientAction> = actions.into();
+        let mut queue: VecDeque<ClientAction> = actions.into();
         while let Some(a) = queue.pop_front() {
             let local = match a {
                 ClientAction::Send(m) => {
-                    if let FromRank::Mail { items } = &m {
-                        work.mailed.extend_from_slice(items);
-                    }
                     let asked = if let FromRank::Request { id } = &m { Some(*id) } else { None };
                     if !line::send(m)
                         && let Some(id) = asked
@@ -255,23 +236,17 @@ impl Link {
                     None
                 }
                 ClientAction::Resume => {
-                    // All ranks have frozen their images, and before that they got all that was mailed before.
-                    work.mailed.clear();
                     run_on(work, Some(command::GOES_ON));
                     None
                 }
-                ClientAction::Abort { at, .. } => {
+                ClientAction::Abort { at, cut, .. } => {
                     // Threads stand still between the two.
                     let stood = matches!(at, Stage::Stop | Stage::Drain | Stage::Snapshot);
-                    let cut = work.before.is_some_and(|b| b.cut != 0 && at == Stage::Drain);
                     run_on(work, stood.then_some(if cut { command::CUT_OFF } else { command::GIVEN_UP }));
                     None
                 }
-                ClientAction::Untold { ckpt, ranks } => {
-                    if let Some(b) = work.before.as_mut().filter(|b| b.cut == ckpt) {
-                        b.cut = 0;
-                        work.left.put(ranks.into_iter().map(|r| UNTOLD | u64::from(r)));
-                    }
+                ClientAction::Untold { ranks, .. } => {
+                    work.left.put(ranks.into_iter().map(|r| UNTOLD | u64::from(r)));
                     None
                 }
                 ClientAction::Deliver { items } => {

@@ -13,9 +13,9 @@
 //! `again` says that it was told at an earlier checkpoint, and asks for an acknowledgement that may have been lost.
 //!
 //! A checkpoint that is given up before DRAIN has told nobody, so what COUNTS marked is unmarked. After DRAIN the
-//! senders wait for their acknowledgements, and each receiver works off what it was told with what it has. When the agent is
-//! lost between the two, nobody knows whom it has told: the sends stay marked, in doubt, until the next agent has asked all
-//! ranks and says who was not told ([`UNTOLD`](stillpoint_abi::half::UNTOLD)).
+//! senders wait for their acknowledgements, and each receiver works off what it was told with what it has. When a checkpoint
+//! ends between the two, with or without the loss of an agent, nobody knows who has been told: the sends stay marked, in
+//! doubt, until the root agent has asked all ranks and says who was not told ([`UNTOLD`](stillpoint_abi::half::UNTOLD)).
 #![allow(unsafe_code, reason = "works on requests through raw pointers")]
 
 use crate::down;

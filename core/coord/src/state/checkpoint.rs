@@ -55,6 +55,9 @@ impl Coordinator {
             }
             return;
         }
+        if self.is_cut() {
+            return;
+        }
         let due = self.config.interval.is_some_and(|i| self.now >= self.last_end.saturating_add(i));
         if self.queue.is_empty() && !due {
             return;
@@ -90,6 +93,7 @@ impl Coordinator {
                 self.targets.clear();
                 self.reasons.clear();
                 self.exchange.clear();
+                self.exchanged = false;
                 self.version = 0;
                 self.held_since = None;
                 self.measures = Measures { ckpt: ckpt.0, ..Measures::default() };
@@ -178,6 +182,8 @@ impl Coordinator {
                     self.measures.held_ns =
                         now - self.held_since.unwrap_or(self.stopped_at).min(self.stopped_at);
                     self.measures.direct = self.direct;
+                    // Every rank had got it before its snapshot.
+                    self.ranks.iter_mut().for_each(|r| r.mail.clear());
                     if !self.stop {
                         self.send_all(&ToRank::Resume);
                     }
@@ -274,7 +280,7 @@ impl Coordinator {
                 }
             }
             Err(reason) => {
-                self.send_all(&ToRank::Abort { reason: reason.clone() });
+                self.send_all(&ToRank::Abort { reason: reason.clone(), cut: false });
                 self.end(Err(vec![reason]));
             }
         }
@@ -286,7 +292,13 @@ impl Coordinator {
             return;
         }
         let reason = reasons.join("; ");
-        self.send_all(&ToRank::Abort { reason });
+        // Handed on is not arrived: what was on its way to a rank is lost with the relay that had it. From the snapshot on
+        // all ranks have said that they were told.
+        let cut = self.exchanged && matches!(self.stage, Stage::Stop | Stage::Drain);
+        for r in self.ranks.iter_mut().filter(|r| r.presence == Presence::Here) {
+            r.owes |= cut;
+        }
+        self.send_all(&ToRank::Abort { reason, cut });
         self.out.push(Action::Discard(self.ckpt));
         self.end(Err(reasons));
     }
@@ -333,7 +345,8 @@ impl Coordinator {
             let saving = !self.preparing && matches!(self.stage, Stage::Stop | Stage::Drain);
             for (rank, items) in to {
                 if saving {
-                    // What a hello would say now, if this rank's line broke; of one whose line stands it says nothing later.
+                    self.exchanged = true;
+                    // So it is when the checkpoint gets beyond the drain. If not, the rank itself will say.
                     self.ranks[rank as usize].before.told = self.ckpt.0;
                 }
                 self.send(rank, ToRank::Exchanged { round, items });

@@ -7,7 +7,7 @@
 //! its own is and it has ended well; and a rank that replaces itself by execve is absent in between, not lost.
 
 use super::{Action, Conn, Coordinator, RankState};
-use crate::message::{Before, Items, JobOutcome, Leaving, Presence, ToRank};
+use crate::message::{Before, JobOutcome, Leaving, Mails, Presence, ToRank};
 use std::collections::BTreeMap;
 use stillpoint_abi::stage::Stage;
 
@@ -90,7 +90,7 @@ impl Coordinator {
                 self.give_up(vec![format!("rank {rank} {reason}")]);
             }
         }
-        let RankState { mail, image, copying, .. } =
+        let RankState { mail, mailed, image, copying, .. } =
             std::mem::replace(&mut self.ranks[rank as usize], RankState::new());
         self.ranks[rank as usize] = RankState {
             presence: Presence::Here,
@@ -98,6 +98,8 @@ impl Coordinator {
             pid,
             rebuilding: restored,
             before: before.unwrap_or_default(),
+            mail: mail.clone(),
+            mailed,
             // Of a checkpoint that is not given up when a rank goes for a while.
             image,
             copying,
@@ -193,9 +195,16 @@ impl Coordinator {
         self.judged = true;
     }
 
-    /// All are back: each rank that was cut off within an exchange learns whom that exchange did not reach.
+    /// An exchange was cut off, and somebody has not said yet how far it was told. A checkpoint must not begin before that:
+    /// what a rank was told of two of them, one word could not say.
+    pub(super) fn is_cut(&self) -> bool {
+        self.live().any(|(_, r)| r.owes)
+    }
+
+    /// All are here and have said how far they were told: each that was cut off within an exchange learns whom that did not
+    /// reach.
     pub(super) fn settle_cuts(&mut self) {
-        if self.ranks.iter().any(|r| r.presence == Presence::Absent) {
+        if self.is_cut() || self.ranks.iter().any(|r| r.presence == Presence::Absent) {
             return;
         }
         for rank in self.live_ids() {
@@ -210,7 +219,6 @@ impl Coordinator {
     pub(super) fn depart(&mut self, rank: u32, presence: Presence, reason: String) {
         self.ranks[rank as usize].presence = presence;
         self.ranks[rank as usize].due = None;
-        self.ranks[rank as usize].mail.clear();
         match presence {
             Presence::Lost => {
                 self.outcome.lost.push(rank);
@@ -259,7 +267,9 @@ impl Coordinator {
                 self.depart(rank, Presence::Aborted(code), format!("rank {rank} called MPI_Abort"));
             }
             Leaving::Exec => {
-                self.depart(rank, Presence::Absent, format!("rank {rank} starts another program"))
+                self.depart(rank, Presence::Absent, format!("rank {rank} starts another program"));
+                // It was for the old one.
+                self.ranks[rank as usize].mail.clear();
             }
             Leaving::Finalized => {
                 let complete = self.stage == Stage::Write && self.ranks[rank as usize].image.is_some();
@@ -270,17 +280,24 @@ impl Coordinator {
         }
     }
 
-    /// Forwarded at once, so that it reaches a rank that stands still before the exchange that follows it does.
-    pub(super) fn mail(&mut self, from: u32, items: Items) {
-        let mut by_rank: BTreeMap<u32, Items> = BTreeMap::new();
-        for (to, bytes) in items {
-            by_rank.entry(to).or_default().push((from, bytes));
+    /// Forwarded at once, so that it reaches a rank that stands still before the exchange that follows it does; and kept
+    /// for those whose line breaks before they have it.
+    pub(super) fn mail(&mut self, from: u32, items: Mails) {
+        let mut by_rank: BTreeMap<u32, Mails> = BTreeMap::new();
+        for (to, number, bytes) in items {
+            let last = &mut self.ranks[from as usize].mailed;
+            if number > *last {
+                *last = number;
+                by_rank.entry(to).or_default().push((from, number, bytes));
+            }
         }
         for (to, items) in by_rank {
-            match self.ranks.get_mut(to as usize) {
-                Some(r) if r.presence == Presence::Absent => r.mail.extend(items),
-                Some(r) if r.presence == Presence::Here => self.send(to, ToRank::Mail { items }),
-                _ => {}
+            let Some(r) = self.ranks.get_mut(to as usize) else { continue };
+            if matches!(r.presence, Presence::Absent | Presence::Here) {
+                r.mail.extend_from_slice(&items);
+            }
+            if r.presence == Presence::Here {
+                self.send(to, ToRank::Mail { items });
             }
         }
     }
