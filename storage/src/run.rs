@@ -1,7 +1,8 @@
 //! The run directory and the small files in it. Runs *next door*.
 //!
 //! What a reader would get wrong: small files are replaced by rename, so that a reader sees the old or the new, never
-//! a half; claims are made by O_EXCL, so that of two that try only one succeeds.
+//! a half; claims are made by O_EXCL, so that of two that try only one succeeds. And who looks for claims changes the
+//! directory first ([`list_now`]): a network file system shows an old list for a while to one who has not.
 
 use crate::{At, Result, StoreError};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -12,6 +13,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Longest small file that is read.
 const SMALL: u64 = 256 << 20;
@@ -147,7 +150,6 @@ impl RunDir {
     /// Claims the next start of the job; at most one caller gets each number. The first start is 0 and needs no claim.
     pub fn claim_incarnation(&self) -> Result<u32> {
         let dir = self.path.join("restarts");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).at("make", &dir)?;
         loop {
             let next = self.incarnation()? + 1;
             match create_new(&dir.join(format!("{next:06}")), b"", true) {
@@ -161,16 +163,39 @@ impl RunDir {
         }
     }
 
-    /// The latest start that was claimed.
+    /// The latest start that was claimed; as it is now, also on a network file system.
     pub fn incarnation(&self) -> Result<u32> {
-        let dir = self.path.join("restarts");
-        let names = match std::fs::read_dir(&dir) {
-            Ok(names) => names,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
-            Err(e) => return Err(e).at("list", &dir),
-        };
-        Ok(names.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).max().unwrap_or(0))
+        let names = list_now(&self.path.join("restarts"))?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).max().unwrap_or(0))
     }
+}
+
+/// The names in a directory, which is made if it is not there; as they are now, also on a network file system: makes and
+/// removes a file first.
+pub fn list_now(dir: &Path) -> Result<Vec<String>> {
+    static LOOKS: AtomicU32 = AtomicU32::new(0);
+    match std::fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).at("make", dir),
+        _ => {}
+    }
+    let look = format!(".look.{}.{}.{}", host(), std::process::id(), LOOKS.fetch_add(1, Relaxed));
+    let look = dir.join(look);
+    let _ = std::fs::remove_file(&look);
+    create_new(&look, b"", false)?;
+    std::fs::remove_file(&look).at("remove", &look)?;
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).at("list", dir)? {
+        names.extend(entry.at("list", dir)?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// Name of this node.
+pub fn host() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let fit = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let name: String = name.chars().filter(|c| fit(*c)).collect();
+    if name.is_empty() { "node".into() } else { name }
 }
 
 /// Creates a file that must not exist, 0600.
@@ -224,6 +249,23 @@ mod tests {
         let mut got: Vec<u32> = many.into_iter().map(|t| t.join().unwrap()).collect();
         got.sort_unstable();
         assert_eq!(got, (1..=8).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn who_looks_for_claims_changes_the_directory_first() {
+        let t = crate::commit::tests::scratch("looks");
+        let run = RunDir::create(&t.0).unwrap();
+        assert_eq!(run.claim_incarnation().unwrap(), 1);
+        let dir = File::open(t.0.join("restarts")).unwrap();
+        let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+        dir.set_modified(long_ago).unwrap();
+        assert_eq!(run.incarnation().unwrap(), 1);
+        assert_ne!(dir.metadata().unwrap().modified().unwrap(), long_ago);
+        assert_eq!(std::fs::read_dir(t.0.join("restarts")).unwrap().count(), 1, "nothing is left of it");
+        // What cannot be seen is not taken for none.
+        drop(std::fs::remove_dir_all(t.0.join("restarts")));
+        std::fs::write(t.0.join("restarts"), "").unwrap();
+        assert!(run.incarnation().is_err());
     }
 
     #[test]

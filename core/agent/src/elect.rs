@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use stillpoint_net::NetError;
 use stillpoint_net::dial;
 use stillpoint_net::handshake::{Purpose, token};
-use stillpoint_net::roots::{Claimed, Root, Roots, host};
-use stillpoint_storage::run::RunDir;
+use stillpoint_net::roots::{Claimed, Root, Roots};
+use stillpoint_storage::run::{RunDir, host};
 
 /// How long a root whose addresses all refuse is given.
 const REFUSES: Duration = Duration::from_secs(1);

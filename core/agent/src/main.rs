@@ -27,9 +27,8 @@ use rustix::fs::{Mode, OFlags};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
-use stillpoint_net::roots::host;
 use stillpoint_storage::StoreError;
-use stillpoint_storage::run::RunDir;
+use stillpoint_storage::run::{RunDir, host};
 use tracing_appender::non_blocking::WorkerGuard;
 
 /// Why the agent could not do its work.

@@ -11,7 +11,7 @@ use crate::conn::{Input, Link, accept};
 use crate::elect::{Claim, Role, elect};
 use crate::relay::{Beating, End, ToRelay, relay};
 use crate::relays;
-use crate::store::{Order, Restarted, chain, start};
+use crate::store::{Order, Restarted, Store, chain};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
@@ -25,13 +25,13 @@ use stillpoint_storage::run::RunDir;
 
 struct Agent<'a> {
     run: &'a RunDir,
-    claim: Option<u32>,
+    claim: Option<(Roots, u32)>,
     coord: Coordinator,
     links: BTreeMap<Conn, Link>,
     /// Agents of other nodes.
     relays: BTreeMap<u64, Beating<ToRelay>>,
     burst: &'a mut Option<Burst>,
-    store: Sender<Order>,
+    store: Store,
     zero: Instant,
     idle_since: Instant,
     /// Ranks from an image have come, and were not told to run on yet.
@@ -109,7 +109,7 @@ fn root(
         tracing::warn!("remove what was left unfinished: {e}");
     }
     let ours = claim.as_ref().map(|c| (c.roots.clone(), c.number));
-    let (store, storing) = start(run.clone(), ours.clone(), args.keep, to.clone());
+    let store = Store::start(run.clone(), ours.clone(), args.keep, to.clone());
     let port = claim.map(|c| relays::accept(c.listener, c.token, to.clone()));
     let port = port.transpose().map_err(io("listen on a port"))?;
     let zero = Instant::now();
@@ -120,11 +120,11 @@ fn root(
     tracing::info!("listening; incarnation {}", coord.incarnation());
     let mut agent = Agent {
         run,
-        claim: ours.as_ref().map(|(_, number)| *number),
+        claim: ours,
         coord,
         links: BTreeMap::new(),
         relays: BTreeMap::new(),
-        burst: &mut *burst,
+        burst,
         store,
         zero,
         idle_since: zero,
@@ -134,14 +134,6 @@ fn root(
     tracing::info!("no root any more: {over:?}");
     drop(port);
     agent.end(&over);
-    let _ = storing.join();
-    burst.iter_mut().for_each(Burst::end);
-    if let Some((roots, number)) = ours
-        && over != Over::Superseded
-    {
-        // Of a run directory that has been removed, nobody looks for the root.
-        let _ = roots.end(number);
-    }
     Ok(over)
 }
 
@@ -179,14 +171,24 @@ impl Agent<'_> {
         }
     }
 
-    /// Takes leave of everybody.
+    /// Takes leave of everybody. Who has asked for it may rely on it that nothing is written any more.
     fn end(mut self, over: &Over) {
         self.coordinate(Event::Shutdown);
-        if let Over::Told(asker) = over {
+        if matches!(over, Over::Told(_)) {
             // Else they would take it for a death, and start another agent.
             for conn in self.coord.rank_conns() {
                 self.send(conn, ToRank::Denied { reason: "the agent was told to end".into() });
             }
+        }
+        self.burst.iter_mut().for_each(Burst::end);
+        self.store.finish();
+        if let Some((roots, number)) = &self.claim
+            && *over != Over::Superseded
+        {
+            // Of a run directory that has been removed, nobody looks for the root.
+            let _ = roots.end(*number);
+        }
+        if let Over::Told(asker) = over {
             self.reply(*asker, Reply::Done);
         }
         let links = std::mem::take(&mut self.links);
@@ -228,7 +230,9 @@ impl Agent<'_> {
             Input::Copied { node, ckpt, rank, result } => {
                 self.coordinate(Event::Copied { node, ckpt, rank, result });
             }
-            Input::Superseded(number) if self.claim == Some(number) => return Some(Over::Superseded),
+            Input::Superseded(number) if self.claim.as_ref().is_some_and(|(_, n)| *n == number) => {
+                return Some(Over::Superseded);
+            }
             // Of a time when this agent was something else.
             Input::Superseded(_)
             | Input::RootGone(..)
@@ -242,9 +246,15 @@ impl Agent<'_> {
                 if let FromRank::Hello { incarnation, restored, .. } = message {
                     self.restored.set(restored || self.restored.get());
                     // Claimed by a start whose ranks may not have come yet (INV-4).
-                    let claimed = self.run.incarnation().unwrap_or(0);
-                    if incarnation < claimed {
-                        let reason = format!("incarnation {incarnation} is over, {claimed} was claimed");
+                    let denied = match self.run.incarnation() {
+                        Ok(claimed) if incarnation < claimed => {
+                            Some(format!("incarnation {incarnation} is over, {claimed} was claimed"))
+                        }
+                        Ok(_) => None,
+                        Err(e) => Some(format!("cannot see which start is the latest: {}", chain(&e))),
+                    };
+                    if let Some(reason) = denied {
+                        tracing::warn!("connection {conn}: {reason}");
                         self.send(conn, ToRank::Denied { reason });
                         self.links.remove(&conn);
                         return None;
@@ -341,7 +351,7 @@ impl Agent<'_> {
     }
 
     fn order(&self, order: Order) {
-        let _ = self.store.send(order);
+        self.store.order(order);
     }
 
     fn log(&self, before: (u64, u64)) {

@@ -44,20 +44,38 @@ pub(crate) struct Restarted {
     pub(crate) restart_ns: u64,
 }
 
-/// Starts the thread; it ends when the sender is dropped.
-pub(crate) fn start(
-    run: RunDir,
-    claim: Option<(Roots, u32)>,
-    keep: usize,
-    to: Sender<Input>,
-) -> (Sender<Order>, JoinHandle<()>) {
-    let (sender, orders) = unbounded();
-    let thread = std::thread::spawn(move || {
-        for order in orders {
-            obey(&run, claim.as_ref(), keep, order, &to);
+/// The thread, for those who order.
+#[derive(Debug)]
+pub(crate) struct Store {
+    /// None once it has ended.
+    orders: Option<Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Store {
+    pub(crate) fn start(run: RunDir, claim: Option<(Roots, u32)>, keep: usize, to: Sender<Input>) -> Store {
+        let (sender, orders) = unbounded();
+        let thread = std::thread::spawn(move || {
+            for order in orders {
+                obey(&run, claim.as_ref(), keep, order, &to);
+            }
+        });
+        Store { orders: Some(sender), thread: Some(thread) }
+    }
+
+    pub(crate) fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(order);
         }
-    });
-    (sender, thread)
+    }
+
+    /// Obeys what was ordered, then ends: nothing is written after this.
+    pub(crate) fn finish(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// INV-4: only the newest root of the newest start commits.

@@ -10,10 +10,13 @@ mod fake;
 #[cfg(test)]
 mod tests {
     use crate::fake::{self, Habit, send, take};
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
     use std::fs;
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
     use std::process::Command as Process;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
     use std::thread::JoinHandle;
     use std::time::{Duration, Instant};
     use stillpoint_abi::ids::Rank;
@@ -52,11 +55,25 @@ mod tests {
         }
 
         fn ask(&self, command: Command) -> Reply {
-            let mut s = self.run.connect().unwrap();
-            message::write(&mut s, &ToAgent::Command(command)).unwrap();
-            match message::read(&mut s).unwrap() {
-                FromAgent::Reply(r) => r,
-                FromAgent::Rank(m) => panic!("{m:?}"),
+            ask(&self.run, command)
+        }
+
+        /// Commits a checkpoint; after that the store's thread is busy, until the result is called.
+        fn busy(&self) -> impl FnOnce() + use<> {
+            let history = self.path.join("history.jsonl");
+            // Who opens a pipe to write waits for one who reads.
+            mknodat(CWD, &history, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+            let run = self.run.clone();
+            let asked = std::thread::spawn(move || ask(&run, Command::Checkpoint { stop: false }));
+            let end = Instant::now() + Duration::from_secs(20);
+            while self.run.newest().unwrap().0.is_none() {
+                assert!(Instant::now() < end, "no checkpoint is committed");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            move || {
+                assert!(fs::read_to_string(history).unwrap().contains("ckpt"));
+                // The agent may have been told to end meanwhile.
+                drop(asked);
             }
         }
 
@@ -81,6 +98,15 @@ mod tests {
                 let _ = message::read::<FromAgent>(&mut s);
             }
             let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+
+    fn ask(run: &RunDir, command: Command) -> Reply {
+        let mut s = run.connect().unwrap();
+        message::write(&mut s, &ToAgent::Command(command)).unwrap();
+        match message::read(&mut s).unwrap() {
+            FromAgent::Reply(r) => r,
+            FromAgent::Rank(m) => panic!("{m:?}"),
         }
     }
 
@@ -256,6 +282,31 @@ mod tests {
         assert_eq!(job.ask(Command::Checkpoint { stop: false }), Reply::Checkpoint(Ok(1)));
         let log = fs::read_to_string(job.path.join("agent.log")).unwrap();
         assert!(log.contains("/no/such/directory") && log.contains("straight to the run directory"), "{log}");
+    }
+
+    #[test]
+    fn whoever_ends_the_agent_is_answered_when_nothing_is_written_any_more() {
+        let job = Job::start("end", &[]);
+        let _ranks = all(&job, 2, 0, Habit::Good);
+        let go_on = job.busy();
+        let goes_on = Arc::new(AtomicBool::new(false));
+        let (run, seen) = (job.run.clone(), Arc::clone(&goes_on));
+        let told = std::thread::spawn(move || (ask(&run, Command::Shutdown), seen.load(SeqCst)));
+        // Time for an answer that comes too early.
+        std::thread::sleep(Duration::from_millis(500));
+        goes_on.store(true, SeqCst);
+        go_on();
+        assert_eq!(told.join().unwrap(), (Reply::Done, true));
+    }
+
+    #[test]
+    fn a_hello_is_refused_when_nobody_can_tell_which_start_is_the_latest() {
+        let job = Job::start("unseen", &[]);
+        fs::remove_dir(job.path.join("restarts")).unwrap();
+        fs::write(job.path.join("restarts"), "").unwrap();
+        let (_, refused) = rank(&job, 0, 1, 0, Habit::Good);
+        let seen = refused.join().unwrap();
+        assert!(seen[0].contains("cannot see which start is the latest"), "{seen:?}");
     }
 
     #[test]

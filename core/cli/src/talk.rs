@@ -138,9 +138,10 @@ pub(crate) fn outcome(job: &Job) -> Result<JobOutcome, Error> {
     }
 }
 
-/// Ends the agent, if there is one, and waits until it is gone.
+/// Ends the agent, if there is one, and waits until it is gone. It answers when it has written all that it will: a commit
+/// that is under way may take long.
 pub(crate) fn shutdown(job: &Job) {
-    if ask(job, Command::Shutdown, SOON).is_err() {
+    if ask(job, Command::Shutdown, Some(Duration::from_secs(120))).is_err() {
         return;
     }
     let until = Instant::now() + Duration::from_secs(5);

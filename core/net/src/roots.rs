@@ -1,16 +1,16 @@
 //! Who is the root: the claimed files under `RUN/roots/`. Runs *next door*.
 //!
 //! What a reader would get wrong: numbers never return, so a file is never removed while its number is the highest; and a
-//! network file system shows an old list of a directory for a while, unless the one who looks has just changed it. So each
-//! look makes and removes a file first.
+//! network file system shows an old list of a directory for a while, unless the one who looks has just changed it
+//! ([`list_now`]).
 
 use crate::{NetError, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use stillpoint_storage::run::RunDir;
+use stillpoint_storage::run::{RunDir, list_now};
 
 /// Roots whose files are kept.
 const KEEP: u32 = 8;
@@ -68,13 +68,7 @@ impl Roots {
 
     /// The highest number, 0 if there is none; as it is now, also on a network file system.
     pub fn number(&self) -> Result<u32> {
-        let dir = folder(&self.run);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at("make", &dir))?;
-        let look = dir.join(format!(".look.{}.{}", host(), std::process::id()));
-        let new = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&look);
-        drop(new.map_err(at("make", &look))?);
-        std::fs::remove_file(&look).map_err(at("remove", &look))?;
-        self.seen()
+        Ok(highest(list_now(&folder(&self.run))?.into_iter()))
     }
 
     /// The highest number as this node sees it.
@@ -85,8 +79,7 @@ impl Roots {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(0),
             Err(e) => return Err(at("list", &dir)(e)),
         };
-        let number = |e: std::fs::DirEntry| e.file_name().to_str()?.strip_suffix(".json")?.parse().ok();
-        Ok(names.flatten().filter_map(number).max().unwrap_or(0))
+        Ok(highest(names.flatten().filter_map(|e| e.file_name().into_string().ok())))
     }
 
     /// The newest claim, for one who only wants to talk to it.
@@ -152,17 +145,15 @@ impl Roots {
     }
 }
 
-/// Name of this node.
-pub fn host() -> String {
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let fit = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let name: String = name.chars().filter(|c| fit(*c)).collect();
-    if name.is_empty() { "node".into() } else { name }
+/// The highest number that a name stands for.
+fn highest(names: impl Iterator<Item = String>) -> u32 {
+    names.filter_map(|n| n.strip_suffix(".json")?.parse().ok()).max().unwrap_or(0)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use stillpoint_storage::run::host;
 
     pub(crate) fn root(token: &str) -> Root {
         Root {
