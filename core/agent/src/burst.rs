@@ -22,11 +22,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::state::{Conn, OWN};
-use stillpoint_net::roots::host;
 use stillpoint_storage::commit::image_at;
 use stillpoint_storage::copy::{Said, copy};
 use stillpoint_storage::node::NodeDir;
 use stillpoint_storage::run::RunDir;
+use stillpoint_storage::run::host;
 use stillpoint_storage::{Result, StoreError};
 
 /// Images copied at a time.

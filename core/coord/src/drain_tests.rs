@@ -262,7 +262,7 @@ impl World {
                     self.after(MS, Ev::Host(self.generation, Event::Committed(Ok(()))));
                 }
                 Action::Answer(..) => self.answers += 1,
-                Action::Discard(_) | Action::Close(_) | Action::Outcome => {}
+                Action::Discard(_) | Action::Over(_) | Action::Close(_) | Action::Outcome => {}
             }
         }
     }
