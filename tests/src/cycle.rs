@@ -270,6 +270,23 @@ pub fn slower(name: &str) {
     kills(name, "slower", 1, &[("STILLPOINT_NO_SEGMENTS", "1"), ("STILLPOINT_NO_FSGSBASE", "1")]);
 }
 
+/// [`killed`] with images that are written to a directory of the node and copied from there; nothing stays in it.
+pub fn burst(name: &str) {
+    let node = built().join("test-work").join(format!("node-{name}-{}", std::process::id()));
+    fs::create_dir_all(&node).expect("the build folder can be written to");
+    let text = node.display().to_string();
+    kills(name, "burst", if full() { 20 } else { 2 }, &[("STILLPOINT_BURST", &text)]);
+    let below = |folders: Vec<PathBuf>| -> Vec<PathBuf> {
+        let all = folders.into_iter().flat_map(|f| fs::read_dir(f).into_iter().flatten().flatten());
+        all.map(|e| e.path()).collect()
+    };
+    let runs = below(below(vec![node.clone()]));
+    assert!(!runs.is_empty(), "{name}: no image was on the node");
+    let left = |runs: &[PathBuf]| below(runs.to_vec()).into_iter().filter(|p| p.is_dir()).collect::<Vec<_>>();
+    assert!(until(LIMIT, || left(&runs).is_empty()), "{name}: {:?}", left(&runs));
+    let _ = fs::remove_dir_all(node);
+}
+
 fn kills(name: &str, mode: &'static str, times: u32, settings: &[(&str, &str)]) {
     let mut random = Random::seeded();
     let Some(mut case) = Case::new(name, mode, 7) else { return };

@@ -9,6 +9,7 @@ stillpoint_tests::cases! {
         checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending;
         killed: count files signals threads fpu mmap sparse exec children descriptors pending;
         slower: threads fpu;
+        burst: files;
         warned: count exec;
         orphaned: threads;
         hammered: files signals threads mmap;

@@ -9,6 +9,7 @@ stillpoint_tests::cases! {
         checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside f08 numpy_mpi lammps solver;
         killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside f08 numpy_mpi lammps solver;
         slower: ring openmp_mpi;
+        burst: jacobi many_kinds;
         warned: ring openmp_mpi;
         orphaned: late many_kinds nbx;
         scattered: many_kinds nbx;
