@@ -3,6 +3,7 @@
 //! ```text
 //!  newest claim:  none or ended ─▶ claim the next ─▶ ROOT
 //!                 answers ─▶ RELAY         refuses for 1 s, is silent for 15 s ─▶ claim the next ─▶ ROOT
+//!                                          has a file that nobody can read: as if it were silent
 //!                                          claimed by another meanwhile ─▶ look again
 //! ```
 //!
@@ -49,27 +50,17 @@ pub(crate) fn elect(run: &RunDir, roots: &Roots) -> Result<Role, AgentError> {
     loop {
         let started = run.incarnation()?;
         let newest = roots.newest_now()?;
-        let (number, root) = match newest {
-            None => (0, None),
-            Some(Claimed { number, ended: true, .. }) => (number, None),
-            Some(Claimed { number, root, .. }) => (number, root),
-        };
+        let number = newest.as_ref().map_or(0, |claimed| claimed.number);
         let begun = match tried {
             Some((n, begun)) if n == number => begun,
             _ => tried.insert((number, Instant::now())).1,
         };
-        let former = root.as_ref().is_some_and(|root| root.incarnation < started);
-        let dialled = root.map(|root| match former {
-            true => dial::connect_within(&root, Purpose::Relay, FORMER),
-            false => dial::connect(&root, Purpose::Relay),
-        });
-        let patience = match dialled {
-            None => Duration::ZERO,
-            Some(Ok(stream)) => {
+        let patience = match reach(newest, started) {
+            Ok(stream) => {
                 tracing::info!("relay; the root is agent {number}");
                 return Ok(Role::Relay(stream));
             }
-            Some(Err(e)) => patience(&e, former),
+            Err(patience) => patience,
         };
         if begun.elapsed() < patience {
             std::thread::sleep(Duration::from_millis(100));
@@ -80,14 +71,24 @@ pub(crate) fn elect(run: &RunDir, roots: &Roots) -> Result<Role, AgentError> {
     }
 }
 
-/// How long one is given whom we could not reach.
-fn patience(why: &NetError, former: bool) -> Duration {
-    tracing::debug!("the newest root: {why}");
-    match why {
-        _ if former => Duration::ZERO,
-        NetError::Gone => REFUSES,
-        _ => SILENT,
+/// The way to the newest root, or how long such a one is given.
+fn reach(newest: Option<Claimed>, started: u32) -> Result<TcpStream, Duration> {
+    let root = match newest {
+        None | Some(Claimed { ended: true, .. }) => return Err(Duration::ZERO),
+        // A file system that is in trouble says nothing about who wrote it.
+        Some(Claimed { root: None, .. }) => return Err(SILENT),
+        Some(Claimed { root: Some(root), .. }) => root,
+    };
+    if root.incarnation < started {
+        return dial::connect_within(&root, Purpose::Relay, FORMER).map_err(|_| Duration::ZERO);
     }
+    dial::connect(&root, Purpose::Relay).map_err(|e| match e {
+        NetError::Gone => REFUSES,
+        e => {
+            tracing::debug!("the root on {}: {e}", root.host);
+            SILENT
+        }
+    })
 }
 
 fn claim(roots: &Roots, number: u32, incarnation: u32) -> Result<Option<Claim>, AgentError> {
@@ -114,11 +115,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_root_is_waited_for_unless_its_start_is_over() {
-        let silent = || NetError::Io { what: "connect", source: std::io::ErrorKind::TimedOut.into() };
-        assert_eq!(patience(&silent(), false), SILENT);
-        assert_eq!(patience(&NetError::Gone, false), REFUSES);
-        assert_eq!(patience(&silent(), true), Duration::ZERO);
+    fn only_who_is_certainly_gone_is_followed_at_once() {
+        let claimed = |ended, root| Some(Claimed { number: 3, ended, root });
+        assert_eq!(reach(None, 0).unwrap_err(), Duration::ZERO);
+        assert_eq!(reach(claimed(true, None), 0).unwrap_err(), Duration::ZERO);
+        assert_eq!(reach(claimed(false, None), 0).unwrap_err(), SILENT, "its file cannot be read");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let (boot, addresses) = (dial::boot(), vec!["127.0.0.1".to_owned()]);
+        let root = Root { host: host(), boot, addresses, port, token: "x".into(), pid: 1, incarnation: 1 };
+        assert_eq!(reach(claimed(false, Some(root.clone())), 1).unwrap_err(), REFUSES);
+        assert_eq!(reach(claimed(false, Some(root)), 2).unwrap_err(), Duration::ZERO, "its start is over");
     }
 
     #[test]

@@ -1,17 +1,18 @@
 //! The root's port: agents of other nodes, and the command line on them. Runs *next door*.
 //!
 //! What a reader would get wrong: whoever has not proven to know the token yet is a stranger. Of these there may be
-//! [`STRANGERS`] at a time, each for a few seconds and a fixed number of bytes; more are sent away at once.
+//! [`STRANGERS`] at a time, [`FROM_ONE`] of one address, each for a few seconds and a fixed number of bytes. One more is let in, and
+//! the oldest is sent away for it: who belongs here is done in a moment, and who fills the places is not.
 
 use crate::conn::{self, Input, Link, builder, number};
 use crate::relay::{FromRelay, ToRelay, beating};
 use crossbeam::channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::BTreeMap;
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::thread::JoinHandle;
 use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::message;
@@ -20,6 +21,31 @@ use stillpoint_net::handshake::{self, Purpose};
 
 /// Connections at a time that have not proven anything.
 const STRANGERS: usize = 16;
+/// The same, of one address.
+const FROM_ONE: usize = 8;
+
+/// A connection that has not proven anything.
+struct Stranger {
+    from: IpAddr,
+    stream: TcpStream,
+    /// Set by who is first: it has proven itself, or is sent away.
+    decided: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+/// Which of those that have come from these addresses, in this order, has to go before one more from `next` may come in: of
+/// the address that has the most, the first.
+fn one_too_many(from: &[IpAddr], next: IpAddr) -> Option<usize> {
+    let count = |a: IpAddr| from.iter().filter(|f| **f == a).count();
+    let crowd = if count(next) >= FROM_ONE {
+        Some(next)
+    } else if from.len() >= STRANGERS {
+        from.iter().copied().max_by_key(|a| count(*a))
+    } else {
+        None
+    };
+    from.iter().position(|a| Some(*a) == crowd)
+}
 
 /// The thread that accepts. Dropping it closes the port.
 #[derive(Debug)]
@@ -44,19 +70,29 @@ pub(crate) fn accept(listener: TcpListener, token: String, to: Sender<Input>) ->
     // One that is gone between poll and accept must not hold the thread.
     listener.set_nonblocking(true)?;
     let thread = builder("port").spawn(move || {
-        let mut strangers: Vec<JoinHandle<()>> = Vec::new();
+        let mut strangers: Vec<Stranger> = Vec::new();
         while !ends.load(Relaxed) {
             let beat = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
             let _ = poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&beat));
+            // With the thread's end its connection is over, unless somebody else has it by now.
+            strangers.retain(|s| !s.thread.is_finished());
             let Ok((stream, peer)) = listener.accept() else { continue };
-            strangers.retain(|s| !s.is_finished());
-            if strangers.len() >= STRANGERS {
-                tracing::warn!("{peer}: too many connections at a time have proven nothing");
-                continue;
+            let from = peer.ip().to_canonical();
+            let all: Vec<IpAddr> = strangers.iter().map(|s| s.from).collect();
+            if let Some(oldest) = one_too_many(&all, from).map(|i| strangers.remove(i))
+                && !oldest.decided.swap(true, SeqCst)
+            {
+                tracing::warn!("{}: too many connections at a time have proven nothing", oldest.from);
+                let _ = oldest.stream.shutdown(Shutdown::Both);
             }
-            let (token, to) = (token.clone(), to.clone());
-            match builder("stranger").spawn(move || meet(stream, &token, &to)) {
-                Ok(thread) => strangers.push(thread),
+            let (token, to, decided) = (token.clone(), to.clone(), Arc::default());
+            let met = Arc::clone(&decided);
+            let begun = stream.try_clone().and_then(|mine| {
+                let thread = builder("stranger").spawn(move || meet(mine, &token, &met, &to))?;
+                Ok(Stranger { from, stream, decided, thread })
+            });
+            match begun {
+                Ok(stranger) => strangers.push(stranger),
                 Err(e) => tracing::warn!("{peer}: {e}"),
             }
         }
@@ -65,10 +101,13 @@ pub(crate) fn accept(listener: TcpListener, token: String, to: Sender<Input>) ->
 }
 
 /// Has the other end prove itself; then its own threads go on with it.
-fn meet(stream: TcpStream, token: &str, to: &Sender<Input>) {
+fn meet(stream: TcpStream, token: &str, decided: &AtomicBool, to: &Sender<Input>) {
     let peer = stream.peer_addr().map_or_else(|_| "somebody".to_owned(), |p| p.to_string());
     let met = stream.set_nonblocking(false).map_err(|e| e.to_string()).and_then(|()| {
         let purpose = handshake::answer(&stream, token).map_err(|e| e.to_string())?;
+        if decided.swap(true, SeqCst) {
+            return Err("sent away".into());
+        }
         let _ = stream.set_nodelay(true);
         match purpose {
             Purpose::Command => conn::open(stream, to).map_err(|e| e.to_string()),
@@ -138,5 +177,21 @@ fn hear(
         {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_the_most_makes_room() {
+        let [a, b, c] = [1u8, 2, 3].map(|n| IpAddr::from([10, 0, 0, n]));
+        assert_eq!(one_too_many(&[], a), None);
+        let eight = [vec![b], vec![a; FROM_ONE]].concat();
+        assert_eq!((one_too_many(&eight, a), one_too_many(&eight, c)), (Some(1), None));
+        let many: Vec<IpAddr> = (0..5).map(|n| IpAddr::from([10, 1, 0, n])).collect();
+        let full = [many, vec![b; 4], vec![a; 7]].concat();
+        assert_eq!((full.len(), one_too_many(&full, c)), (STRANGERS, Some(9)));
     }
 }

@@ -23,6 +23,9 @@ use stillpoint_net::roots::Roots;
 use stillpoint_storage::commit::image_name;
 use stillpoint_storage::run::RunDir;
 
+/// Time between two looks for a later root, while a rank is missing.
+const LOOK: Duration = Duration::from_secs(1);
+
 struct Agent<'a> {
     run: &'a RunDir,
     claim: Option<(Roots, u32)>,
@@ -104,14 +107,15 @@ fn root(
     burst: &mut Option<Burst>,
 ) -> Result<Over, AgentError> {
     let io = |what| move |source| AgentError::Io { what, source };
+    let ours = claim.as_ref().map(|c| (c.roots.clone(), c.number));
+    // First of all: a root that does not answer is taken for dead, and what follows may take long.
+    let port = claim.map(|c| relays::accept(c.listener, c.token, to.clone()));
+    let port = port.transpose().map_err(io("listen on a port"))?;
     if let Err(e) = run.forget(usize::MAX, None) {
         // A former agent's image that is still being written, on a file system that cannot remove it yet.
         tracing::warn!("remove what was left unfinished: {e}");
     }
-    let ours = claim.as_ref().map(|c| (c.roots.clone(), c.number));
     let store = Store::start(run.clone(), ours.clone(), args.keep, to.clone());
-    let port = claim.map(|c| relays::accept(c.listener, c.token, to.clone()));
-    let port = port.transpose().map_err(io("listen on a port"))?;
     let zero = Instant::now();
     let mut coord = Coordinator::new(args.config.clone(), run.incarnation()?, 0);
     if let Ok(former) = run.read_json::<JobOutcome>("outcome.json") {
@@ -139,6 +143,7 @@ fn root(
 
 impl Agent<'_> {
     fn turn(&mut self, args: &Args, inputs: &Receiver<Input>) -> Over {
+        let mut looked = self.zero;
         loop {
             let now = self.now();
             let mut wait = Duration::from_secs(1);
@@ -151,14 +156,13 @@ impl Agent<'_> {
                         return over;
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.coordinate(Event::Tick);
-                    if self.coord.awaits() {
-                        // They may have found another root.
-                        self.order(Order::Look);
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => self.coordinate(Event::Tick),
                 Err(RecvTimeoutError::Disconnected) => return Over::Idle,
+            }
+            if self.coord.awaits() && looked.elapsed() >= LOOK {
+                // They may have found another root.
+                looked = Instant::now();
+                self.order(Order::Look);
             }
             let patience =
                 if self.coord.ended() { args.linger } else { args.linger.max(Duration::from_secs(60)) };

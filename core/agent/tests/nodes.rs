@@ -82,10 +82,13 @@ mod tests {
 
     impl Job {
         fn start(name: &str) -> Job {
-            Job::with(name, false)
+            let job = Job::with(name, 4, false);
+            job.wait("all ranks", |s| s.running && s.size == 4);
+            job
         }
 
-        fn with(name: &str, burst: bool) -> Job {
+        /// With the first `n` of the four ranks, and perhaps with a directory for images on each node.
+        fn with(name: &str, n: u32, burst: bool) -> Job {
             let path = std::env::temp_dir().join(format!("stillpoint-nodes-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&path);
             let mut job =
@@ -95,13 +98,12 @@ mod tests {
                     fs::create_dir(job.node(n).path().join("burst")).unwrap();
                 }
             }
-            for n in 0..4 {
-                let habit = if burst { Habit::Large } else { Habit::Good };
+            let habit = if burst { Habit::Large } else { Habit::Good };
+            for n in 0..n {
                 let (run, local) = (job.run.clone(), job.node(n / 2));
                 let over = Arc::clone(&job.over);
                 job.ranks.push(std::thread::spawn(move || rank(run, local, n, habit, over)));
             }
-            job.wait("all ranks", |s| s.running && s.size == 4);
             job
         }
 
@@ -270,7 +272,8 @@ mod tests {
 
     #[test]
     fn each_node_copies_its_own_and_one_that_is_lost_meanwhile_is_not_waited_for() {
-        let job = Job::with("burst", true);
+        let job = Job::with("burst", 4, true);
+        job.wait("all ranks", |s| s.running && s.size == 4);
         assert_eq!(job.checkpoint(), Ok(1));
         soon("the nodes forget what is committed", || kept(&job).is_empty());
         let (number, root) = job.root();
@@ -313,15 +316,33 @@ mod tests {
             let _ = s.read_to_end(&mut answer);
             assert!(answer.is_empty(), "{answer:?}");
         }
-        // Many that say nothing: the last ones are sent away at once, the first ones after a while.
+        // Many that say nothing: the first ones are sent away for the later ones, the last ones after a while. They keep
+        // nobody out.
         let silent: Vec<TcpStream> = (0..40).map(|_| to()).collect();
         let begun = Instant::now();
+        assert!(dial::connect(&root, Purpose::Command).is_ok());
         for mut s in silent {
             s.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
             assert!(!matches!(s.read(&mut [0; 1]), Ok(1)));
         }
         assert!(begun.elapsed() < Duration::from_secs(14), "{:?}", begun.elapsed());
         job.goes_on(number);
+    }
+
+    #[test]
+    fn a_root_to_which_not_all_ranks_have_come_finds_out_that_it_was_followed() {
+        let job = Job::with("shared", 2, false);
+        job.wait("two of four ranks", |s| {
+            s.size == 4 && s.ranks.iter().filter(|r| r.0 == Presence::Here).count() == 2
+        });
+        let (number, root) = job.root();
+        // The others have come to this one, which does not answer.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = Root { port: port.local_addr().unwrap().port(), ..root };
+        drop(port);
+        assert!(job.roots().claim(number + 1, &other).unwrap());
+        job.wait("the first root to look", |s| s.size == 4);
+        assert_eq!(job.root().0, number + 2);
     }
 
     #[test]

@@ -375,9 +375,9 @@ impl Coordinator {
         }
     }
 
-    /// Some rank is away, and not lost yet.
+    /// Some rank has not come yet, or is away and not lost yet.
     pub fn awaits(&self) -> bool {
-        self.ranks.iter().any(|r| r.due.is_some())
+        self.ranks.is_empty() || self.ranks.iter().any(|r| r.presence == Presence::Absent)
     }
 
     /// The connections of ranks.
