@@ -7,7 +7,7 @@
 //! - [`args`]: flags and environment.
 //! - [`burst`]: images on the node's own disk, and their copies.
 //! - [`conn`]: connections, two threads each.
-//! - [`store`]: the thread that drives the store.
+//! - [`store`]: the threads that drive the store.
 //! - [`elect`]: which of the run's agents is the root.
 //! - [`relay`], [`relays`]: the two ends of the stream between a relay and the root.
 //! - [`serve`]: the loop.

@@ -344,7 +344,7 @@ impl Agent<'_> {
                     self.relays.values().for_each(|r| drop(r.to.send(ToRelay::Over(ckpt.0))));
                 }
                 Action::Answer(conn, result) => self.answer(conn, result),
-                Action::Outcome => self.order(Order::Outcome(self.coord.outcome().clone())),
+                Action::Outcome => self.store.note(self.coord.outcome().clone()),
             }
         }
         self.log(before);

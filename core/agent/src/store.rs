@@ -1,7 +1,9 @@
-//! The thread that drives the store, in the order of the orders. Runs *next door*.
+//! The threads that drive the store: one for checkpoints, in the order of the orders, and one that writes down how ranks ended.
+//! Runs *next door*.
 //!
 //! What a reader would get wrong: the loop never waits for a disk; a commit's answer comes back as an event, and the old
-//! checkpoints are forgotten after that answer.
+//! checkpoints are forgotten after that answer. A goodbye that only this agent has heard is in no other place than outcome.json,
+//! so its record does not wait behind a commit: without it the agent that follows takes the rank for lost.
 
 use crate::conn::Input;
 use crossbeam::channel::{Sender, unbounded};
@@ -16,7 +18,7 @@ use stillpoint_storage::commit::image_name;
 use stillpoint_storage::manifest::{Entry, Finished, Manifest, VERSION, hex};
 use stillpoint_storage::run::RunDir;
 
-/// What the loop wants of the store.
+/// What the loop wants of the store's first thread.
 #[derive(Debug)]
 pub(crate) enum Order {
     Prepare,
@@ -29,7 +31,6 @@ pub(crate) enum Order {
         measures: Measures,
     },
     Discard(CkptId),
-    Outcome(JobOutcome),
     /// Has a later root been claimed?
     Look,
     Restarted(Restarted),
@@ -44,35 +45,51 @@ pub(crate) struct Restarted {
     pub(crate) restart_ns: u64,
 }
 
-/// The thread, for those who order.
+/// The threads, for those who order.
 #[derive(Debug)]
 pub(crate) struct Store {
-    /// None once it has ended.
-    orders: Option<Sender<Order>>,
-    thread: Option<JoinHandle<()>>,
+    /// None once they have ended.
+    to: Option<(Sender<Order>, Sender<JobOutcome>)>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Store {
     pub(crate) fn start(run: RunDir, claim: Option<(Roots, u32)>, keep: usize, to: Sender<Input>) -> Store {
-        let (sender, orders) = unbounded();
-        let thread = std::thread::spawn(move || {
+        let (order, orders) = unbounded();
+        let (outcome, outcomes) = unbounded();
+        let (also, its, there) = (run.clone(), claim.clone(), to.clone());
+        let checkpoints = std::thread::spawn(move || {
             for order in orders {
                 obey(&run, claim.as_ref(), keep, order, &to);
             }
         });
-        Store { orders: Some(sender), thread: Some(thread) }
+        let ends = std::thread::spawn(move || {
+            while let Ok(first) = outcomes.recv() {
+                // Each says all that the ones before have said.
+                let latest = outcomes.try_iter().last().unwrap_or(first);
+                write_down(&also, its.as_ref(), &latest, &there);
+            }
+        });
+        Store { to: Some((order, outcome)), threads: vec![checkpoints, ends] }
     }
 
     pub(crate) fn order(&self, order: Order) {
-        if let Some(orders) = &self.orders {
+        if let Some((orders, _)) = &self.to {
             let _ = orders.send(order);
+        }
+    }
+
+    /// Writes down how the job has ended, as far as it has.
+    pub(crate) fn note(&self, outcome: JobOutcome) {
+        if let Some((_, outcomes)) = &self.to {
+            let _ = outcomes.send(outcome);
         }
     }
 
     /// Obeys what was ordered, then ends: nothing is written after this.
     pub(crate) fn finish(&mut self) {
-        self.orders = None;
-        if let Some(thread) = self.thread.take() {
+        self.to = None;
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
     }
@@ -124,14 +141,15 @@ fn obey(run: &RunDir, claim: Option<&(Roots, u32)>, keep: usize, order: Order, t
         }
         Order::Look => look(claim, to),
         Order::Restarted(line) => note(run, &line),
-        Order::Outcome(outcome) => {
-            if is_current(run, claim, outcome.incarnation).is_err() {
-                return look(claim, to);
-            }
-            if let Err(e) = run.note_json("outcome.json", &outcome) {
-                tracing::warn!("record the outcome: {}", chain(&e));
-            }
-        }
+    }
+}
+
+fn write_down(run: &RunDir, claim: Option<&(Roots, u32)>, outcome: &JobOutcome, to: &Sender<Input>) {
+    if is_current(run, claim, outcome.incarnation).is_err() {
+        return look(claim, to);
+    }
+    if let Err(e) = run.note_json("outcome.json", outcome) {
+        tracing::warn!("record the outcome: {}", chain(&e));
     }
 }
 

@@ -300,6 +300,20 @@ mod tests {
     }
 
     #[test]
+    fn an_exit_is_written_down_while_the_store_is_busy() {
+        let job = Job::start("exit", &[]);
+        let mut ranks = all(&job, 2, 0, Habit::Good);
+        let go_on = job.busy();
+        message::write(&mut ranks[0].0, &ToAgent::Rank(FromRank::Goodbye(Leaving::Exit(3)))).unwrap();
+        let end = Instant::now() + Duration::from_secs(20);
+        while !job.run.read_json::<JobOutcome>("outcome.json").is_ok_and(|o| o.exited == [(0, 3)]) {
+            assert!(Instant::now() < end, "the exit is not written down");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        go_on();
+    }
+
+    #[test]
     fn a_hello_is_refused_when_nobody_can_tell_which_start_is_the_latest() {
         let job = Job::start("unseen", &[]);
         fs::remove_dir(job.path.join("restarts")).unwrap();
