@@ -45,6 +45,19 @@ impl Heard {
         }
     }
 
+    /// Waits this long; a signal that ends a job ends the wait, and is returned as an exit status.
+    pub(crate) fn pause(&mut self, time: Duration) -> Option<u8> {
+        let until = Instant::now() + time;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.next(left) {
+                Some(s) if ENDING.contains(&s) => return Some(128 + u8::try_from(s).unwrap_or(0)),
+                None if left.is_zero() => return None,
+                _ => {}
+            }
+        }
+    }
+
     /// The last of these that was heard.
     pub(crate) fn last_of(&self, of: &[i32]) -> Option<i32> {
         self.log.iter().rev().map(|(s, _)| *s).find(|s| of.contains(s))

@@ -14,12 +14,13 @@
 //! - [`start`]: the file by which the supervisor tells the tasks what to do.
 //! - [`task`]: in front of every task.
 //! - [`job`]: what Slurm says of a job. [`args`]: the little that must be known of srun's command line.
-//! - [`occasion`]: checkpoints before the time limit.
+//! - [`occasion`]: checkpoints before the time limit, and when the job is preempted. [`after`]: the requeue that follows.
 //! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments; [`scancel`].
 //!
 //! What a reader would get wrong: none of these talks to Slurm but by its own commands (srun, scontrol, squeue, scancel), found
 //! in PATH behind ourselves, so that one build serves every release. Runs *next door*.
 
+pub(crate) mod after;
 pub(crate) mod args;
 pub(crate) mod choose;
 pub(crate) mod identity;

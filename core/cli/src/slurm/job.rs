@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -93,10 +94,41 @@ pub(crate) fn steps(ask: Ask<'_>, job: &str) -> Vec<String> {
     out.lines().filter_map(number).collect()
 }
 
+/// `[[D-]HH:]MM:SS`, as `squeue` has times. `None`: no limit.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let (days, clock) = match text.trim().split_once('-') {
+        Some((d, c)) => (d.parse::<u64>().ok()?, c),
+        None => (0, text.trim()),
+    };
+    let parts: Option<Vec<u64>> = clock.split(':').map(|p| p.parse().ok()).collect();
+    let seconds = match *parts?.as_slice() {
+        [m, s] => m * 60 + s,
+        [h, m, s] => (h * 60 + m) * 60 + s,
+        _ => return None,
+    };
+    Some(Duration::from_secs(days * 86400 + seconds))
+}
+
+/// How much time a job has left. `None`: there is no limit, or Slurm does not answer.
+pub(crate) fn left(ask: Ask<'_>, job: &str) -> Option<Duration> {
+    duration(&ask("squeue", &["-h", "-j", job, "-o", "%L"]).ok()?)
+}
+
+/// The same of a step that has a limit of its own (`srun --time`), from that and the time it has used.
+pub(crate) fn step_left(ask: Ask<'_>, job: &str, step: &str) -> Option<Duration> {
+    let out = ask("squeue", &["-h", &format!("--steps={job}.{step}"), "-o", "%l|%M"]).ok()?;
+    let (limit, used) = out.lines().next()?.split_once('|')?;
+    Some(duration(limit)?.saturating_sub(duration(used)?))
+}
+
 /// One job as `scontrol show job` tells it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) state: String,
+    /// Why it is in this state. While COMPLETING hides what has ended a job, this tells: NodeDown, JobLaunchFailure, None.
+    pub(crate) reason: String,
+    /// Another job has its place, and its grace runs; no longer told once the grace is over.
+    pub(crate) preempted: bool,
     pub(crate) start: String,
     pub(crate) end: String,
     pub(crate) nodes: String,
@@ -119,6 +151,8 @@ pub(crate) fn view(line: &str) -> Option<View> {
     let text = |k| value(line, k).unwrap_or("").to_owned();
     Some(View {
         state: value(line, "JobState")?.to_owned(),
+        reason: text("Reason"),
+        preempted: value(line, "PreemptTime").is_some_and(|v| v.starts_with(|c: char| c.is_ascii_digit())),
         start: text("StartTime"),
         end: text("EndTime"),
         nodes: text("NodeList"),
@@ -203,12 +237,17 @@ mod tests {
             Priority=1 Nice=0 Account=(null) QOS=(null) JobState=NODE_FAIL Reason=NodeDown Dependency=(null) Requeue=1 \
             Restarts=2 BatchFlag=1 Reboot=0 ExitCode=0:15 RunTime=00:00:20 TimeLimit=UNLIMITED TimeMin=N/A \
             SubmitTime=2026-11-21T13:57:19 EligibleTime=2026-11-21T13:57:19 AccrueTime=Unknown \
-            StartTime=2026-11-21T13:57:19 EndTime=2026-11-21T13:57:39 Deadline=N/A SuspendTime=None Partition=main \
+            StartTime=2026-11-21T13:57:19 EndTime=2026-11-21T13:57:39 Deadline=N/A \
+            PreemptEligibleTime=2026-11-21T13:57:19 PreemptTime=None SuspendTime=None Partition=main \
             ReqNodeList=(null) ExcNodeList=(null) NodeList=n[1-2] BatchHost=n1 NumNodes=2 \
             Command=/w/JobState=RUNNING JobState=RUNNING WorkDir=/w Power= ";
         let v = view(line).unwrap();
         assert_eq!((v.state.as_str(), v.restarts, v.batch, v.requeue), ("NODE_FAIL", 2, true, true));
         assert_eq!((v.nodes.as_str(), v.start.as_str()), ("n[1-2]", "2026-11-21T13:57:19"));
+        assert_eq!((v.reason.as_str(), v.preempted), ("NodeDown", false));
+        assert!(
+            view(&line.replace("PreemptTime=None", "PreemptTime=2026-11-21T13:57:30")).unwrap().preempted
+        );
         assert!(view("slurm_load_jobs error: Invalid job id specified").is_none());
     }
 
@@ -230,6 +269,22 @@ mod tests {
         assert!(!was_cancelled(&fake, "5", "0"));
         let none = |_: &str, _: &[&str]| Err("Invalid job id specified".to_owned());
         assert!(super::jobs(&none, "7").is_err() && look(&none, "7").is_none());
+    }
+
+    #[test]
+    fn times_of_jobs_and_steps() {
+        let s = Duration::from_secs;
+        assert_eq!(
+            (duration("9:59"), duration("1:00:00\n"), duration("2-00:00:01")),
+            (Some(s(599)), Some(s(3600)), Some(s(172_801)))
+        );
+        for no in ["UNLIMITED", "INVALID", "", "NOT_SET", "1"] {
+            assert_eq!(duration(no), None, "{no}");
+        }
+        let fake = |_: &str, args: &[&str]| -> Result<String, String> {
+            Ok(if args.contains(&"--steps=5.1") { "10:00|9:15\n" } else { "UNLIMITED|0:03\n" }.into())
+        };
+        assert_eq!((step_left(&fake, "5", "1"), step_left(&fake, "5", "0")), (Some(s(45)), None));
     }
 
     #[test]

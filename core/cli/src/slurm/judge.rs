@@ -5,9 +5,11 @@
 //! | a task killed, or `scancel -s KILL JOB.STEP` | 137 | RUNNING; srun's own job: FAILED |
 //! | `scancel JOB.STEP` | 137 | RUNNING; srun's own job: COMPLETING, then FAILED |
 //! | `scancel -s USR1 JOB.STEP` | 138 | RUNNING; srun's own job: FAILED |
-//! | `scancel JOB` | 143 | COMPLETING, then CANCELLED |
+//! | `scancel JOB` | 143, or 137 if a task does not obey | COMPLETING with reason None, then CANCELLED |
 //! | `scontrol requeue JOB` | 143 | COMPLETING, then PENDING |
-//! | a node failed | 143, 0 if there was no other | NODE_FAIL; with `--no-kill` 137 or 0, and RUNNING |
+//! | a node failed | 143, 0 if there was no other | COMPLETING with reason NodeDown, then NODE_FAIL; with `--no-kill` 137 or 0, and RUNNING |
+//! | the time of `srun --time` in an allocation is over | 143, or 137 | RUNNING |
+//! | preempted, at the end of the grace | 143 | RUNNING with a PreemptTime in the grace, then COMPLETING without it, then PENDING |
 //!
 //! What a reader would get wrong: nothing that srun or slurmctld say afterwards tells `scancel JOB.STEP` from a crash. The
 //! accounting data base does where there is one, and a mark in the run directory that `scancel` leaves when it is ours.
@@ -41,6 +43,14 @@ pub(crate) struct Facts {
     pub(crate) in_allocation: bool,
     /// State of the job; `None`: Slurm does not tell.
     pub(crate) state: Option<String>,
+    /// And why.
+    pub(crate) reason: Option<String>,
+    /// The grace of a preempted job runs.
+    pub(crate) preempted: bool,
+    /// It was preempted, and asked for a checkpoint instead of being told to end: the number of the first one since.
+    pub(crate) warned: Option<u64>,
+    /// The step's own time limit has passed.
+    pub(crate) time_over: bool,
     /// A node of the step is down.
     pub(crate) node_gone: bool,
     /// `scancel` has cancelled the step.
@@ -102,8 +112,19 @@ pub(crate) fn judge(f: &Facts) -> End {
     if own.is_some_and(|s| ["CANCELLED", "TIMEOUT", "DEADLINE", "PREEMPTED", "REVOKED"].contains(&s)) {
         return End::Interrupted(f.status);
     }
+    // A job that cannot be cleaned up in time hides its state, but not why it has ended.
+    let hidden = own == Some("COMPLETING");
+    if hidden && f.reason.as_deref() == Some("None") && f.status != 0 && !is_sure(f) {
+        return End::Interrupted(f.status);
+    }
+    // Who was told to end may end well without having reached the end; the requeue goes on with what is lost.
+    if f.preempted && (f.warned.is_none() || !is_sure(f)) {
+        return End::Interrupted(f.status);
+    }
     // With its only node gone, srun has no status of any task, and says 0.
-    let node = f.node_gone || state.is_some_and(|s| ["NODE_FAIL", "BOOT_FAIL"].contains(&s));
+    let node = f.node_gone
+        || hidden && f.reason.as_deref() == Some("NodeDown")
+        || state.is_some_and(|s| ["NODE_FAIL", "BOOT_FAIL"].contains(&s));
     if node && !is_sure(f) {
         return End::Lost { ranks: o.map_or(vec![], |o| o.lost.clone()), status: f.status.max(1), node };
     }
@@ -115,6 +136,7 @@ pub(crate) fn judge(f: &Facts) -> End {
         Verdict::Ended(s) => End::Ended(s),
         Verdict::Stopped(ckpt) => End::Stopped(ckpt),
         Verdict::Interrupted(s) => End::Interrupted(s),
+        Verdict::Lost(_, status) if f.time_over && !node => End::Interrupted(status),
         Verdict::Lost(ranks, status) => End::Lost { ranks, status, node },
     }
 }
@@ -223,6 +245,40 @@ mod tests {
         let f = Facts { outcome: Some(stopped), signals: term.clone(), ..own(143, "CANCELLED") };
         assert_eq!(judge(&f), End::Stopped(4));
         assert_eq!(judge(&Facts { signals: term, ..own(137, "COMPLETED") }), End::Interrupted(137));
+    }
+
+    #[test]
+    fn a_job_that_is_long_in_completing() {
+        let f = Facts { outcome: lost(), reason: Some("None".into()), ..own(137, "COMPLETING") };
+        assert_eq!(judge(&f), End::Interrupted(137), "scancel of tasks that do not obey");
+        assert_eq!(judge(&Facts { status: 143, ..f.clone() }), End::Interrupted(143));
+        assert_eq!(judge(&Facts { reason: Some("JobLaunchFailure".into()), ..f.clone() }), gone(false, 137));
+        assert_eq!(judge(&Facts { reason: Some("NodeDown".into()), ..f.clone() }), gone(true, 137));
+        let result = JobOutcome { exited: vec![(0, 3)], ended: true, ..JobOutcome::default() };
+        assert_eq!(judge(&Facts { outcome: Some(result), status: 3, ..f }), End::Ended(3));
+    }
+
+    #[test]
+    fn the_time_of_the_step_is_over() {
+        let f = Facts { outcome: lost(), time_over: true, ..in_job(143, "RUNNING") };
+        assert_eq!(judge(&f), End::Interrupted(143));
+        assert_eq!(judge(&Facts { node_gone: true, ..f.clone() }), gone(true, 143));
+        let result = JobOutcome { exited: vec![(0, 3)], ended: true, ..JobOutcome::default() };
+        assert_eq!(judge(&Facts { outcome: Some(result), status: 3, ..f }), End::Ended(3));
+    }
+
+    #[test]
+    fn in_the_grace_of_a_preempted_job() {
+        let good = Some(JobOutcome { exited: vec![(0, 0)], ended: true, ..JobOutcome::default() });
+        let told = Facts { outcome: good, preempted: true, ..in_job(0, "RUNNING") };
+        assert_eq!(judge(&told), End::Interrupted(0), "a SIGTERM may have ended it");
+        let warned = Facts { warned: Some(3), ..told };
+        assert_eq!(judge(&warned), End::Ended(0), "by itself");
+        assert_eq!(judge(&Facts { outcome: None, ..warned.clone() }), End::Interrupted(0), "nobody knows");
+        let f = Facts { outcome: lost(), status: 137, ..warned.clone() };
+        assert_eq!(judge(&f), End::Interrupted(137), "the requeue goes on");
+        let stopped = JobOutcome { stopped_at: Some(4), ..JobOutcome::default() };
+        assert_eq!(judge(&Facts { outcome: Some(stopped), ..warned }), End::Stopped(4));
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! Checkpoints on an occasion: `--ckpt-on=timelimit` takes one before the job's time is over, ends the step with it, and has a
-//! batch job requeued, where it goes on.
+//! Checkpoints on an occasion. `--ckpt-on=timelimit` takes one before the time is over that the job has, or the step
+//! (`srun --time`), and ends the step with it; a batch job is requeued then, where it goes on. `--ckpt-on=preempt`: the ranks
+//! take theirs by themselves, as Slurm warns the tasks alone; here it is only noticed.
 //!
 //! What a reader would get wrong: the time left is asked for again and again, because it can be changed while the job runs;
-//! as a duration, because Slurm prints points in time without their zone. `preempt` is not heard of here: Slurm tells the tasks
-//! alone. Runs *next door*.
+//! as a duration, because Slurm prints points in time without their zone. And that a job was preempted can be seen
+//! only until its grace is over: Slurm is asked whenever a checkpoint has been begun. Runs *next door*.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -14,85 +15,90 @@ use crate::checkpoint;
 use crate::error::chain;
 use crate::home::Job;
 use crate::run::say;
-use crate::slurm::job::Ask;
+use crate::slurm::job::{self, Ask};
 use crate::talk;
 
 /// What ends a step, beside the write itself: the agents, srun, and the requeue.
 const MARGIN: Duration = Duration::from_secs(20);
 /// Before anything is known of how long a checkpoint takes.
 const FIRST: Duration = Duration::from_secs(60);
+/// Where there is no limit.
+const SELDOM: Duration = Duration::from_secs(300);
 
-/// `[[D-]HH:]MM:SS`, as `squeue -o %L` has it. `None`: no limit.
-fn left(text: &str) -> Option<Duration> {
-    let (days, clock) = match text.trim().split_once('-') {
-        Some((d, c)) => (d.parse::<u64>().ok()?, c),
-        None => (0, text.trim()),
-    };
-    let parts: Option<Vec<u64>> = clock.split(':').map(|p| p.parse().ok()).collect();
-    let seconds = match *parts?.as_slice() {
-        [m, s] => m * 60 + s,
-        [h, m, s] => (h * 60 + m) * 60 + s,
-        _ => return None,
-    };
-    Some(Duration::from_secs(days * 86400 + seconds))
-}
-
-/// How long before the end a checkpoint is begun: three times what the last one took.
-fn lead(last: Option<Duration>) -> Duration {
-    last.map_or(FIRST, |t| t * 3) + MARGIN
+/// How long before the end a checkpoint is begun: three times what the last one took. Half of the time that there was at
+/// first at the most, as a job with little time would do nothing else.
+fn lead(last: Option<Duration>, first: Duration) -> Duration {
+    (last.map_or(FIRST, |t| t * 3) + MARGIN).min(first / 2)
 }
 
 /// When to look again: the limit may be changed, but not every second somebody does.
 fn next_look(left: Duration, lead: Duration) -> Duration {
-    (left.saturating_sub(lead) / 2).clamp(Duration::from_secs(1), Duration::from_secs(300))
+    (left.saturating_sub(lead) / 2).clamp(Duration::from_secs(1), SELDOM)
 }
 
-/// Watches the time limit of one job.
+/// Whose time it is that ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    Job,
+    Step,
+}
+
+/// The shorter of the two times.
+fn shorter(job: Option<Duration>, step: Option<Duration>) -> Option<(Duration, Whose)> {
+    let both = [job.map(|t| (t, Whose::Job)), step.map(|t| (t, Whose::Step))];
+    both.into_iter().flatten().min_by_key(|(t, _)| *t)
+}
+
+/// Watches the time limits of one start, its job's and its own.
 pub(crate) struct TimeLimit<'a> {
     job: &'a Job,
     ask: Ask<'a>,
     json: bool,
+    /// A checkpoint is to be taken.
+    wanted: bool,
     look_at: Instant,
+    /// The time that was left at first.
+    first: Option<Duration>,
+    /// When the step's own time is over.
+    step_ends: Option<Instant>,
     asked: Option<Receiver<Outcome>>,
     /// The step was to be ended by its checkpoint.
-    pub(crate) due: bool,
+    pub(crate) due: Option<Whose>,
 }
 
 impl<'a> TimeLimit<'a> {
-    pub(crate) fn new(job: &'a Job, ask: Ask<'a>, json: bool) -> Self {
-        TimeLimit { job, ask, json, look_at: Instant::now(), asked: None, due: false }
+    pub(crate) fn new(job: &'a Job, ask: Ask<'a>, json: bool, wanted: bool) -> Self {
+        let look_at = Instant::now();
+        TimeLimit { job, ask, json, wanted, look_at, first: None, step_ends: None, asked: None, due: None }
     }
 
-    /// To be called each second; `id`: Slurm's number of the job, once it is known.
-    pub(crate) fn tick(&mut self, id: Option<&str>) {
+    /// To be called each second; `id` and `step`: Slurm's numbers, once the step runs; without a step: it is alone in its job.
+    pub(crate) fn tick(&mut self, id: &str, step: Option<&str>) {
         if let Some(Ok(Err(reasons))) = self.asked.as_ref().map(Receiver::try_recv) {
-            let text = format!(
-                "run {}: no checkpoint before the time limit, the last commit stands: {}",
-                self.job.name,
-                reasons.join("; ")
-            );
-            say(self.json, "timelimit", self.job, &text);
             self.asked = None;
+            self.missed(&reasons.join("; "));
         }
-        let (Some(id), false) = (id.filter(|_| Instant::now() >= self.look_at), self.due) else { return };
-        let Some(left) = (self.ask)("squeue", &["-h", "-j", id, "-o", "%L"]).ok().and_then(|t| left(&t))
-        else {
-            self.look_at = Instant::now() + Duration::from_secs(300);
+        if Instant::now() < self.look_at || self.due.is_some() {
+            return;
+        }
+        let of_step = step.and_then(|s| job::step_left(self.ask, id, s));
+        self.step_ends = of_step.map(|t| Instant::now() + t);
+        let of_job = if self.wanted { job::left(self.ask, id) } else { None };
+        let Some((left, whose)) = shorter(of_job, of_step) else {
+            self.look_at = Instant::now() + SELDOM;
             return;
         };
+        let first = *self.first.get_or_insert(left);
         let last = talk::status(self.job).ok().and_then(|s| s.last).map(|m| Duration::from_nanos(m.total_ns));
-        let lead = lead(last);
-        if left > lead {
-            self.look_at = Instant::now() + next_look(left, lead);
+        let lead = lead(last, first);
+        if left > lead || !self.wanted {
+            self.look_at = Instant::now() + next_look(left, if self.wanted { lead } else { Duration::ZERO });
             return;
         }
-        self.due = true;
-        say(
-            self.json,
-            "timelimit",
-            self.job,
-            &format!("run {}: {} s to the time limit; a checkpoint is taken", self.job.name, left.as_secs()),
-        );
+        self.due = Some(whose);
+        let text =
+            format!("run {}: {} s to the time limit; a checkpoint is taken", self.job.name, left.as_secs());
+        say(self.json, "timelimit", self.job, &text);
         let (to, from) = channel();
         let job = self.job.clone();
         std::thread::spawn(move || {
@@ -100,6 +106,80 @@ impl<'a> TimeLimit<'a> {
         });
         self.asked = Some(from);
     }
+
+    /// Whether the step's own time is over: how srun ends then does not tell.
+    pub(crate) fn is_over(&self) -> bool {
+        self.step_ends.is_some_and(|end| Instant::now() >= end)
+    }
+
+    /// To be called when the step has ended, and not by its checkpoint.
+    pub(crate) fn cut_off(&mut self) {
+        if self.asked.take().is_some() {
+            self.missed("there was not time enough");
+        }
+    }
+
+    fn missed(&self, why: &str) {
+        let text = format!(
+            "run {}: no checkpoint before the time limit, the last commit stands: {why}",
+            self.job.name
+        );
+        say(self.json, "timelimit", self.job, &text);
+    }
+}
+
+/// Notices that a job was preempted and its ranks have asked for a checkpoint.
+pub(crate) struct Preemption<'a> {
+    job: &'a Job,
+    ask: Ask<'a>,
+    json: bool,
+    /// The last number given to a checkpoint when Slurm was asked.
+    seen: u64,
+    /// The first checkpoint that was begun in the grace.
+    pub(crate) first: Option<u64>,
+}
+
+impl<'a> Preemption<'a> {
+    pub(crate) fn new(job: &'a Job, ask: Ask<'a>, json: bool) -> Self {
+        Preemption { job, ask, json, seen: begun(job), first: None }
+    }
+
+    /// To be called each second, and at the end.
+    pub(crate) fn tick(&mut self, id: &str) {
+        let last = begun(self.job);
+        if self.first.is_some() || last == self.seen {
+            return;
+        }
+        self.seen = last;
+        if job::look(self.ask, id).is_some_and(|v| v.preempted) {
+            self.first = Some(last);
+            let text = format!("run {}: the job is preempted; checkpoint {last} is taken", self.job.name);
+            say(self.json, "preempted", self.job, &text);
+        }
+    }
+}
+
+/// The last number given to a checkpoint.
+fn begun(job: &Job) -> u64 {
+    std::fs::read_to_string(job.path("last-id")).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0)
+}
+
+/// What is said of a run that was ended from outside: with `warned`, by a preemption since whose beginning the checkpoints from
+/// that number on were begun.
+pub(crate) fn interrupted(run: &str, warned: Option<u64>, last: Option<u64>) -> Option<String> {
+    Some(match (warned, last) {
+        (Some(first), Some(c)) if c >= first => {
+            format!("run {run} was preempted; checkpoint {c} was taken in the grace")
+        }
+        (Some(_), Some(c)) => {
+            format!(
+                "run {run} was preempted, and there was not time enough for a checkpoint: the last commit, {c}, stands"
+            )
+        }
+        (Some(_), None) => format!("run {run} was preempted before its first checkpoint was committed"),
+        (None, Some(c)) => format!("run {run} was ended from outside; its last checkpoint is {c}"),
+        (None, None) => return None,
+    })
 }
 
 #[cfg(test)]
@@ -107,23 +187,54 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_left() {
-        let s = Duration::from_secs;
-        assert_eq!(
-            (left("9:59"), left("1:00:00\n"), left("2-00:00:01")),
-            (Some(s(599)), Some(s(3600)), Some(s(172_801)))
-        );
-        for no in ["UNLIMITED", "INVALID", "", "NOT_SET", "1"] {
-            assert_eq!(left(no), None, "{no}");
-        }
-    }
-
-    #[test]
     fn begun_in_time_and_looked_at_seldom() {
         let s = Duration::from_secs;
-        assert_eq!((lead(None), lead(Some(s(10)))), (s(80), s(50)));
+        let hour = s(3600);
+        assert_eq!((lead(None, hour), lead(Some(s(10)), hour)), (s(80), s(50)));
+        assert_eq!(lead(None, s(60)), s(30), "a job of one minute");
         assert_eq!(next_look(s(36000), s(50)), s(300));
         assert_eq!(next_look(s(150), s(50)), s(50));
         assert_eq!(next_look(s(50), s(50)), s(1));
+    }
+
+    #[test]
+    fn the_shorter_time_counts() {
+        let s = Duration::from_secs;
+        assert_eq!(shorter(Some(s(9)), Some(s(5))), Some((s(5), Whose::Step)));
+        assert_eq!(shorter(Some(s(9)), None), Some((s(9), Whose::Job)));
+        assert_eq!(shorter(None, None), None);
+    }
+
+    #[test]
+    fn a_preemption_is_seen_when_a_checkpoint_begins() {
+        let dir = std::env::temp_dir().join(format!("stillpoint-cli-preempted-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let job = Job { name: "1".into(), dir: dir.clone() };
+        let (asked, grace) = (std::cell::Cell::new(0), std::cell::Cell::new("None"));
+        let fake = |_: &str, _: &[&str]| -> Result<String, String> {
+            asked.set(asked.get() + 1);
+            Ok(format!("JobId=5 JobState=RUNNING PreemptTime={} Command=x", grace.get()))
+        };
+        let mut p = Preemption::new(&job, &fake, true);
+        p.tick("5");
+        assert_eq!((p.first, asked.get()), (None, 0), "Slurm is not asked each second");
+        std::fs::write(dir.join("last-id"), "1\n").unwrap();
+        p.tick("5");
+        p.tick("5");
+        assert_eq!((p.first, asked.get()), (None, 1), "the interval's");
+        grace.set("2026-11-21T17:15:25");
+        std::fs::write(dir.join("last-id"), "2\n").unwrap();
+        p.tick("5");
+        assert_eq!((p.first, asked.get()), (Some(2), 2));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_said_of_a_preempted_run() {
+        let said = |w, l| interrupted("1", w, l).unwrap_or_default();
+        assert!(said(Some(3), Some(3)).contains("checkpoint 3 was taken in the grace"));
+        assert!(said(Some(3), Some(2)).contains("the last commit, 2, stands"));
+        assert!(said(Some(1), None).contains("before its first checkpoint"));
+        assert!(said(None, Some(2)).contains("ended from outside") && said(None, None).is_empty());
     }
 }

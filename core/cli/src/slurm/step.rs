@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use signal_hook::consts::{SIGHUP, SIGQUIT, SIGTERM};
 use stillpoint_storage::run::RunDir;
 
 use crate::catalog::{self, Checkpoint};
@@ -23,12 +22,13 @@ use crate::home::{Description, Home, Job};
 use crate::launch::{Watch, spool_stdin};
 use crate::run::{ranks_text, say, seconds};
 use crate::signals::Heard;
+use crate::slurm::after::Around;
 use crate::slurm::args::{Input, understand};
 use crate::slurm::choose::{Ended, From, RESULT, choose, description, newest};
 use crate::slurm::identity::{Index, Life};
 use crate::slurm::job::{self, Ask, Whereabouts};
 use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, is_sure, judge, next};
-use crate::slurm::occasion::TimeLimit;
+use crate::slurm::occasion::{Preemption, TimeLimit, Whose, interrupted};
 use crate::slurm::scancel::Cancelled;
 use crate::slurm::start::{StartFile, Stdin};
 
@@ -150,10 +150,15 @@ impl Step<'_> {
             StartFile { incarnation, restart, ..self.model.clone() }.write(self.job)?;
             let patience = Duration::from_secs(4);
             let watch = Watch { job: self.job, incarnation, patience, json: self.json };
-            let mut limit = TimeLimit::new(self.job, self.ask, self.json);
+            let on = |what: &str| self.model.on.iter().any(|o| o == what);
+            let mut limit = TimeLimit::new(self.job, self.ask, self.json, on("timelimit"));
+            let mut preemption = on("preempt").then(|| Preemption::new(self.job, self.ask, self.json));
+            let mut runs: Option<(String, Option<String>)> = None;
             let is_lost = &mut || {
-                if self.model.on.iter().any(|o| o == "timelimit") {
-                    limit.tick(self.slurm_job(incarnation).as_deref());
+                runs = runs.take().or_else(|| self.numbers(incarnation));
+                if let Some((id, step)) = &runs {
+                    limit.tick(id, step.as_deref());
+                    preemption.iter_mut().for_each(|p| p.tick(id));
                 }
                 watch.outcome_file().is_some_and(|o| o.restart)
             };
@@ -167,11 +172,16 @@ impl Step<'_> {
                 forget_nodes(&mut command, ranks, std::env::var_os("SLURM_NTASKS").is_some());
             }
             let seen = watch.run(command, &mut heard, is_lost, last_resort)?;
+            if let (Some(p), Some(id)) = (&mut preemption, self.slurm_job(incarnation)) {
+                p.tick(&id);
+            }
             let facts = Facts {
                 outcome: seen.outcome,
                 status: seen.status,
                 signals: heard.ages(),
                 in_allocation: self.life.is_some(),
+                time_over: limit.is_over(),
+                warned: preemption.and_then(|p| p.first),
                 ..Facts::default()
             };
             let (end, facts) = self.ask_slurm(facts, incarnation);
@@ -181,8 +191,18 @@ impl Step<'_> {
             before.since_loss = lost_at.map(|t| t.elapsed());
             let what_next = next(&end, before);
             self.tell(&end, &what_next, &facts, incarnation)?;
-            if limit.due && matches!(end, End::Stopped(_)) {
-                self.requeue(&mut heard);
+            let stopped = matches!(end, End::Stopped(_));
+            if !stopped {
+                limit.cut_off();
+            }
+            if let Some(around) = self.around() {
+                if stopped && limit.due == Some(Whose::Job) {
+                    around.requeue(&mut heard);
+                } else if facts.preempted && matches!(end, End::Interrupted(_)) {
+                    if let Some(s) = around.sit_out(&mut heard) {
+                        return Ok(s);
+                    }
+                }
             }
             match what_next {
                 Next::End(status) => {
@@ -193,7 +213,7 @@ impl Step<'_> {
                     return Ok(status);
                 }
                 Next::Again => {
-                    if let Some(s) = self.pause(&mut heard, Duration::from_secs(5)) {
+                    if let Some(s) = heard.pause(Duration::from_secs(5)) {
                         return Ok(s);
                     }
                     incarnation = RunDir::open(&self.job.dir)?.claim_incarnation()?;
@@ -220,7 +240,7 @@ impl Step<'_> {
                     };
                     let text = format!("run {}: restart {at}", self.job.name);
                     say(self.json, "restart", self.job, &text);
-                    if let Some(s) = self.pause(&mut heard, Duration::ZERO) {
+                    if let Some(s) = heard.pause(Duration::ZERO) {
                         return Ok(s);
                     }
                 }
@@ -266,7 +286,9 @@ impl Step<'_> {
         let patience = Duration::from_secs(if f.status == 143 { 120 } else { 10 });
         let until = Instant::now() + patience;
         loop {
-            f.state = job::look(self.ask, &id).map(|v| v.state);
+            let view = job::look(self.ask, &id);
+            f.preempted = view.as_ref().is_some_and(|v| v.preempted);
+            (f.state, f.reason) = view.map(|v| (v.state, v.reason)).unzip();
             let wait = !f.in_allocation && f.state.as_deref() == Some("COMPLETING") && Instant::now() < until;
             if !wait {
                 break;
@@ -291,19 +313,16 @@ impl Step<'_> {
         }
     }
 
-    /// Has the batch job around us begin another life, and waits for the end of this one: what follows in the script is not to
-    /// be run now.
-    fn requeue(&self, heard: &mut Heard) {
-        let Some(life) = &self.life else { return };
-        if !job::look(self.ask, &life.job).is_some_and(|v| v.batch && v.requeue) {
-            return;
-        }
-        match (self.ask)("scontrol", &["requeue", &life.job]) {
-            Ok(_) => drop(self.pause(heard, Duration::from_secs(30))),
-            Err(e) => {
-                say(self.json, "timelimit", self.job, &format!("job {} is not requeued: {e}", life.job));
-            }
-        }
+    /// The same, once the step runs, and the step's if it is one of several in the job.
+    fn numbers(&self, incarnation: u32) -> Option<(String, Option<String>)> {
+        let step = self.whereabouts(incarnation)?.step;
+        Some((self.slurm_job(incarnation)?, self.life.as_ref().map(|_| step)))
+    }
+
+    /// The job around us, once the step has ended in it.
+    fn around(&self) -> Option<Around<'_>> {
+        let index = self.model.index.clone().map(Index);
+        self.life.as_ref().map(|life| Around { life, job: self.job, index, ask: self.ask, json: self.json })
     }
 
     /// Ends a step that srun does not end.
@@ -328,10 +347,8 @@ impl Step<'_> {
                 "stopped",
                 format!("run {run} stopped at checkpoint {ckpt}; 'srun --ckpt-restart={run} …' goes on"),
             ),
-            End::Interrupted(_) => match last() {
-                Some(c) => {
-                    ("interrupted", format!("run {run} was ended from outside; its last checkpoint is {c}"))
-                }
+            End::Interrupted(_) => match interrupted(run, facts.warned, last()) {
+                Some(text) => ("interrupted", text),
                 None => return Ok(()),
             },
             End::NotStarted(_) if *next == Next::Again => {
@@ -355,21 +372,6 @@ impl Step<'_> {
         };
         say(self.json, event, self.job, &text);
         Ok(())
-    }
-
-    /// Waits between two starts; a signal that would have ended srun ends us: with this status.
-    fn pause(&self, heard: &mut Heard, time: Duration) -> Option<u8> {
-        let until = Instant::now() + time;
-        loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match heard.next(left) {
-                Some(s) if [SIGTERM, SIGHUP, SIGQUIT, signal_hook::consts::SIGINT].contains(&s) => {
-                    return Some(128 + u8::try_from(s).unwrap_or(0));
-                }
-                None if left.is_zero() => return None,
-                _ => {}
-            }
-        }
     }
 }
 
