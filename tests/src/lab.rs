@@ -2,15 +2,19 @@
 //!
 //! What a reader would get wrong: the nodes share this machine's file system but for /tmp, /var/tmp and /dev/shm, which each
 //! has for itself; what they are to see lies below the lab's state directory, also when that is in /tmp. Each test has a lab of
-//! its own, which comes up in a second or two; a test that fails leaves nothing behind either.
+//! its own, which comes up in a second or two. A test that fails leaves nothing behind, nor does one that is killed: a
+//! guard, a process of its own, takes the lab down when the test is gone.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::process::{Ended, Running};
+use crate::process::{Ended, Running, without_copies};
 use crate::program::{Program, path_text};
 use crate::{skipped, sources};
 
@@ -25,7 +29,13 @@ pub struct Lab {
     state: PathBuf,
     /// What the lab's own environment says: `SLURM_LAB_CGROUP=1`.
     settings: Vec<(&'static str, &'static str)>,
+    guard: Option<Child>,
 }
+
+/// What the guard does: it waits for a word. If its standard input ends without one, the test is gone, perhaps in the midst of
+/// bringing the lab up.
+const GUARD: &str = r#"read -r word && exit
+"$0" down; sleep 5; "$0" down; rm -rf "$SLURM_LAB_DIR""#;
 
 impl Lab {
     /// Starts one with this many nodes and `lines` at the end of slurm.conf; `None`, said by name, where that cannot be done.
@@ -53,9 +63,13 @@ impl Lab {
             skipped("this machine lets nobody make network namespaces, which the Slurm lab is made of");
             return None;
         }
-        let state = std::env::temp_dir().join(format!("stillpoint-lab-{}", std::process::id()));
-        let lab = Self { state, settings: settings.to_vec() };
+        // Several in one process, where there is no nextest.
+        static TURNS: AtomicU32 = AtomicU32::new(0);
+        let turn = TURNS.fetch_add(1, Ordering::Relaxed);
+        let state = std::env::temp_dir().join(format!("stillpoint-lab-{}-{turn}", std::process::id()));
+        let mut lab = Self { state, settings: settings.to_vec(), guard: None };
         let _ = fs::remove_dir_all(&lab.state);
+        lab.guard();
         lab.install();
         fs::write(lab.state.join("etc/slurm.extra.conf"), lines).expect("write the lab's settings");
         let up = lab.lab(&["up", "-n", &nodes.to_string()], Duration::from_secs(400));
@@ -63,6 +77,20 @@ impl Lab {
         let chown = ["-R".to_owned(), USER.to_owned(), path_text(&lab.work())];
         assert!(Command::new("chown").args(&chown).status().is_ok_and(|s| s.success()));
         Some(lab)
+    }
+
+    /// Starts the guard, out of reach of what is sent to the test's process group.
+    fn guard(&mut self) {
+        let mut command = Command::new("sh");
+        command.args(["-c", GUARD]).arg(script()).env("SLURM_LAB_DIR", &self.state);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        self.guard = Some(command.spawn().expect("start the guard of the lab"));
+    }
+
+    /// Where all of it lies.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// Where Stillpoint is installed in the lab.
@@ -181,7 +209,7 @@ impl Lab {
     }
 
     fn base(&self) -> Command {
-        let mut command = Command::new(sources().join("labs/slurm-lab/slurm-lab"));
+        let mut command = Command::new(script());
         command.env("SLURM_LAB_DIR", &self.state).envs(self.settings.iter().copied());
         command
     }
@@ -215,7 +243,8 @@ impl Lab {
         said.stdout.trim().to_owned()
     }
 
-    /// The process ids, on this machine, of programs of this name whose command line contains `part`.
+    /// The process ids, on this machine, of programs of this name whose command line contains `part`; without the copies that
+    /// they have made of themselves.
     #[must_use]
     pub fn processes(&self, name: &str, part: &str) -> Vec<u32> {
         let is = |pid: &u32| {
@@ -227,7 +256,7 @@ impl Lab {
                     || String::from_utf8_lossy(&env).contains(part))
         };
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-        all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is).collect()
+        without_copies(all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is).collect())
     }
 
     /// What all logs say that may explain a failure.
@@ -258,7 +287,17 @@ impl Drop for Lab {
         if !std::thread::panicking() || std::env::var_os("STILLPOINT_KEEP_LAB").is_none() {
             let _ = fs::remove_dir_all(&self.state);
         }
+        if let Some(mut guard) = self.guard.take() {
+            let told = guard.stdin.take().map(|mut line| line.write_all(b"done\n"));
+            if told.is_some_and(|t| t.is_ok()) {
+                let _ = guard.wait();
+            }
+        }
     }
+}
+
+fn script() -> PathBuf {
+    sources().join("labs/slurm-lab/slurm-lab")
 }
 
 /// Whether a command ended well.

@@ -345,6 +345,38 @@ fn a_step_without_options_is_untouched() {
     assert_eq!(plain(&with), plain(&without));
 }
 
+/// The lab of a test that is killed goes down without it.
+#[test]
+fn a_lab_ends_with_its_test() {
+    const HOLD: &str = "STILLPOINT_TEST_HOLD_LAB";
+    if let Some(told) = std::env::var_os(HOLD) {
+        let Some(lab) = Lab::up(1, "") else { return };
+        fs::write(told, lab.state().to_str().expect("text")).expect("tell which");
+        std::thread::sleep(LIMIT);
+        return;
+    }
+    let told = std::env::temp_dir().join(format!("stillpoint-lab-held-{}", std::process::id()));
+    let mut again = Command::new(std::env::current_exe().expect("this program"));
+    again.args(["--exact", "a_lab_ends_with_its_test"]).env(HOLD, &told);
+    let mut again = Running::start(&mut again);
+    let state = || fs::read_to_string(&told).unwrap_or_default();
+    until(LIMIT, || !state().is_empty() || !again.is_running());
+    let state = state();
+    if state.is_empty() {
+        return;
+    }
+    let pid: u32 = fs::read_to_string(format!("{state}/nodes/n1/init.pid"))
+        .expect("it is up")
+        .trim()
+        .parse()
+        .expect("a number");
+    assert!(kill(again.id()));
+    let gone =
+        || !std::path::Path::new(&format!("/proc/{pid}")).exists() && !std::path::Path::new(&state).exists();
+    assert!(until(LIMIT, gone), "{state} still stands");
+    let _ = fs::remove_file(told);
+}
+
 /// Nodes are killed at random moments, the three ways in turn.
 #[test]
 fn killed_nodes() {
