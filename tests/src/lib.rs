@@ -3,6 +3,7 @@
 //! - [`program`]: the programs in `programs/`, how each is built and started.
 //! - [`process`]: a command with a time limit; the processes below one of ours.
 //! - [`cycle`]: the runs of one program: native, under Stillpoint, with checkpoints, killed and restarted.
+//! - [`lab`]: a Slurm cluster of namespaces; [`solver`]: a program in it.
 //!
 //! What a reader would get wrong: the binaries under test are those beside the test itself (`target/release` for a
 //! release test), never those found on `PATH`.
@@ -14,6 +15,7 @@ pub mod cycle;
 pub mod lab;
 pub mod process;
 pub mod program;
+pub mod solver;
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! Slurm: `srun --ckpt-interval`, `scontrol checkpoint`, restarts after a lost node, on a real cluster of namespaces.
 //!
-//! What a reader would get wrong: the checksum of `jacobi` does not depend on how many ranks there are, nor on where they run,
-//! so one native run beside the cluster tells what each of them must end with.
+//! What a reader would get wrong: the limits of jobs and steps have a file of their own (`slurm_limits.rs`), and so has what is killed
+//! or stands in the way while checkpoints are taken (`slurm_faults.rs`).
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
@@ -11,91 +11,9 @@ use std::time::Duration;
 
 use stillpoint_tests::cycle::{full, newest, until};
 use stillpoint_tests::lab::{Lab, STRANGER, ok};
-use stillpoint_tests::process::{Ended, Running, kill, machine};
+use stillpoint_tests::process::{Ended, Running, kill};
+use stillpoint_tests::solver::{Case, LIMIT, ROUNDS};
 use stillpoint_tests::{Random, skipped};
-
-const LIMIT: Duration = Duration::from_secs(180);
-/// Four ranks on two nodes.
-const RANKS: [&str; 4] = ["-N2", "-n4", "--ntasks-per-node=2", "--mpi=pmix"];
-/// Rounds of about 25 s.
-const ROUNDS: u32 = 12_000;
-
-/// A lab and the solver in it; the native run goes on beside it.
-struct Case {
-    native: Running,
-    words: Vec<String>,
-    lab: Lab,
-}
-
-impl Case {
-    fn new(nodes: u32, rounds: u32) -> Option<Self> {
-        Self::with(nodes, rounds, "")
-    }
-
-    fn with(nodes: u32, rounds: u32, lines: &str) -> Option<Self> {
-        let lab = Lab::up(nodes, lines)?;
-        let words = lab.program("jacobi", rounds)?;
-        let mut native = Command::new("mpirun");
-        native.args(["-n", "1"]).args(&words).current_dir(std::env::temp_dir());
-        Some(Self { native: Running::start(machine(&mut native)), words, lab })
-    }
-
-    /// `srun OPTIONS solver` as one line of a shell.
-    fn srun(&self, options: &str) -> String {
-        format!("srun {} {options} {}", RANKS.join(" "), self.words.join(" "))
-    }
-
-    /// Waits for a commit newer than `than`, and returns its number.
-    fn commit(&self, than: u64) -> u64 {
-        let store = self.lab.store();
-        assert!(until(LIMIT, || newest(&store) > than), "no checkpoint after {than}: {}", self.lab.logs());
-        newest(&store)
-    }
-
-    /// The same while a command of ours runs, whose words explain it when none comes.
-    fn commit_of(&self, job: Running, than: u64) -> Running {
-        let store = self.lab.store();
-        let mut job = job;
-        let came = until(LIMIT, || newest(&store) > than || !job.is_running()) && newest(&store) > than;
-        if came {
-            return job;
-        }
-        panic!("no checkpoint after {than}: {:#?}\n{}", job.wait(Duration::ZERO), self.lab.logs());
-    }
-
-    /// A text with the results must hold the native one, and no other.
-    fn ends_right(self, said: &str) {
-        let Self { native, lab, .. } = self;
-        let native = native.wait(LIMIT);
-        assert!(ok(&native), "{native:#?}");
-        let found = |text: &str| -> Vec<String> {
-            let mut lines: Vec<String> =
-                text.lines().filter(|l| l.starts_with("result ")).map(str::to_owned).collect();
-            lines.dedup();
-            lines
-        };
-        assert_eq!(found(said), found(&native.stdout), "{said}\n{}", lab.logs());
-    }
-
-    /// The output of a batch job, all its lives.
-    fn output(&self) -> String {
-        fs::read_to_string(self.lab.work().join("out")).unwrap_or_default()
-    }
-
-    /// Submits `line` as a job on two nodes with two tasks each.
-    fn submit(&self, line: &str, options: &[&str]) -> String {
-        let script = self.lab.script("job.sh", line);
-        let words = [&["-N2", "--ntasks-per-node=2", "--output=out", "--open-mode=append"], options];
-        self.lab.submit(&[&words.concat()[..], &[&script]].concat())
-    }
-
-    /// The nodes of a job, the one of the batch script and of rank 0 first.
-    fn nodes(&self, job: &str) -> Vec<String> {
-        let list = self.lab.job(job, "NodeList");
-        let said = self.lab.says(&["scontrol", "show", "hostnames", &list]);
-        said.stdout.lines().map(str::to_owned).collect()
-    }
-}
 
 fn requeued(which: usize, told: bool) {
     let Some(case) = Case::new(3, ROUNDS) else { return };
@@ -284,10 +202,10 @@ fn a_job_with_little_memory_survives_its_checkpoints() {
     assert_eq!(ended.stdout, native.wait(LIMIT).stdout);
 }
 
-/// Array tasks, several steps at once, --multi-prog, and programs behind env and sh: each a run of its own.
+/// Array tasks, several steps at once, --multi-prog, and programs behind env and sh: each a run of its own, with checkpoints.
 #[test]
 fn steps_and_arrays_have_runs_of_their_own() {
-    let Some(case) = Case::new(2, 2000) else { return };
+    let Some(case) = Case::new(2, 3000) else { return };
     let solver = case.words.join(" ");
     let both = format!(
         "srun -N1 -n2 --exact --mpi=pmix --ckpt-interval=1 {solver} & srun -N1 -n2 --exact --mpi=pmix --ckpt-interval=1 env A=1 sh -c 'exec {solver}' & wait"
@@ -303,6 +221,8 @@ fn steps_and_arrays_have_runs_of_their_own() {
     let ended =
         case.lab.says(&["srun", "-N2", "-n4", "--mpi=pmix", "--ckpt-interval=1", "--multi-prog", &tasks]);
     assert!(ok(&ended), "{ended:#?}\n{}", case.lab.logs());
+    let commits: Vec<u64> = (1..=5).map(|run| newest(&case.lab.store().join(run.to_string()))).collect();
+    assert!(commits.iter().all(|newest| *newest > 0), "{commits:?}\n{}", case.lab.logs());
     let all = format!("{said}{}", ended.stdout);
     case.ends_right(&all);
 }

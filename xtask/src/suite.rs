@@ -38,7 +38,11 @@ const AREAS: &[Area] = &[
         packages: &["stillpoint-mpi-table", "stillpoint-mpi-upper", "stillpoint-mpi-lower"],
         integration: &["mpi", "mpi4py"],
     },
-    Area { name: "slurm", packages: &["stillpoint-slurm"], integration: &["slurm", "slurm_burst"] },
+    Area {
+        name: "slurm",
+        packages: &["stillpoint-slurm"],
+        integration: &["slurm", "slurm_burst", "slurm_faults", "slurm_limits"],
+    },
     Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &[] },
     Area { name: "store", packages: &["stillpoint-storage"], integration: &[] },
 ];
@@ -133,6 +137,17 @@ mod tests {
             refusal.contains("\"moon\"") && refusal.contains("core, mpi, slurm, rdma, store"),
             "{refusal}"
         );
+    }
+
+    /// Every file of integration tests belongs to an area.
+    #[test]
+    fn no_integration_test_is_forgotten() {
+        for file in std::fs::read_dir(crate::command::root().join("tests/tests")).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.file_stem().and_then(|n| n.to_str()).unwrap().to_owned();
+            let known = AREAS.iter().any(|area| area.integration.contains(&name.as_str()));
+            assert!(known, "{name} belongs to no area of `cargo xtask test`");
+        }
     }
 
     /// Every member of the workspace but the hooks, the tests and the bench belongs to an area.
