@@ -19,6 +19,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// Longest small file that is read.
 const SMALL: u64 = 256 << 20;
 
+/// While this file is there, no checkpoint is taken on the interval: an agent looks for it when it begins.
+pub const PAUSED: &str = "disabled";
+
 /// What was started (`run.json`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunInfo {

@@ -5,10 +5,14 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
+use stillpoint_coord::interval::FIRST;
 use stillpoint_coord::state::{Config, Mode};
 use stillpoint_storage::commit::KEEP;
 
-const USAGE: &str = "usage: stillpoint-agent --run DIR [--local DIR] [--burst DIR] [--burst-rate BYTES] [--interval DUR] [--mode auto|forked|direct] \
+/// Mean time between losses of the job, if nobody tells: five years, as of one node.
+const MTBF: &str = "43800h";
+
+const USAGE: &str = "usage: stillpoint-agent --run DIR [--local DIR] [--burst DIR] [--burst-rate BYTES] [--interval DUR|auto] [--mode auto|forked|direct] \
                      [--limits STAGE=DUR,…] [--keep N] [--linger DUR] [--foreground]";
 
 /// What was asked for.
@@ -74,7 +78,13 @@ impl Args {
         }
         let mut config = Config::default();
         if let Some(text) = interval.filter(|t| !t.is_empty() && t != "0") {
-            config.interval = Some(nanos(&text)?);
+            if text == "auto" {
+                config.auto =
+                    Some(nanos(&env("STILLPOINT_MTBF").filter(|m| !m.is_empty()).unwrap_or(MTBF.into()))?);
+                config.interval = Some(FIRST);
+            } else {
+                config.interval = Some(nanos(&text)?);
+            }
         }
         config.mode = match mode.as_deref() {
             None | Some("" | "auto") => Mode::Auto,
@@ -165,6 +175,21 @@ mod tests {
         assert_eq!((a.burst, a.burst_rate), (Some("/b".into()), Some(3 << 20)));
         assert_eq!(a.config.copy, 5_000_000_000);
         assert_eq!(parse("--run /r --burst none").unwrap().burst, None);
+    }
+
+    #[test]
+    fn an_interval_that_is_found() {
+        let a = parse("--run /r --interval auto").unwrap().config;
+        assert_eq!((a.interval, a.auto), (Some(FIRST), Some(43_800 * 3_600_000_000_000)));
+        let of = |mtbf: &str| {
+            let mtbf = mtbf.to_owned();
+            Args::parse(["--run=/r", "--interval=auto"].map(String::from).into_iter(), |n| {
+                (n == "STILLPOINT_MTBF").then(|| mtbf.clone())
+            })
+        };
+        assert_eq!(of("3600").unwrap().config.auto, Some(3_600_000_000_000));
+        assert!(of("0").is_err() && of("often").is_err());
+        assert_eq!(parse("--run /r").unwrap().config.auto, None);
     }
 
     #[test]

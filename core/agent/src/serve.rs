@@ -21,7 +21,7 @@ use stillpoint_coord::message::{Command, FromAgent, FromRank, JobOutcome, Outcom
 use stillpoint_coord::state::{Action, Conn, Coordinator, Event, Image, OWN};
 use stillpoint_net::roots::Roots;
 use stillpoint_storage::commit::image_name;
-use stillpoint_storage::run::RunDir;
+use stillpoint_storage::run::{PAUSED, RunDir};
 
 /// Time between two looks for a later root, while a rank is missing.
 const LOOK: Duration = Duration::from_secs(1);
@@ -121,6 +121,8 @@ fn root(
     if let Ok(former) = run.read_json::<JobOutcome>("outcome.json") {
         coord.succeed(&former);
     }
+    // Said to an agent before this one.
+    coord.pause(run.path().join(PAUSED).exists());
     tracing::info!("listening; incarnation {}", coord.incarnation());
     let mut agent = Agent {
         run,
@@ -271,6 +273,14 @@ impl Agent<'_> {
                 Command::Status => self.reply(conn, Reply::Status(self.coord.status())),
                 Command::Outcome => self.reply(conn, Reply::Outcome(self.coord.outcome().clone())),
                 Command::Checkpoint { stop } => self.coordinate(Event::Request { token: conn, stop }),
+                Command::Pause { paused } => {
+                    self.coord.pause(paused);
+                    tracing::info!(
+                        "checkpoints on the interval: {}",
+                        if paused { "paused" } else { "again" }
+                    );
+                    self.reply(conn, Reply::Done);
+                }
                 Command::Shutdown => return Some(Over::Told(conn)),
             },
         }
@@ -373,6 +383,9 @@ impl Agent<'_> {
                 m.stopped_ns / 1000,
                 m.total_ns / 1_000_000
             );
+            if let Some(next) = self.coord.interval() {
+                tracing::info!("the next one in {} ms", next / 1_000_000);
+            }
         } else {
             tracing::info!("checkpoint given up: {}", s.last_reasons.join("; "));
         }

@@ -310,6 +310,11 @@ pub enum Command {
     Outcome,
     /// The agent ends.
     Shutdown,
+    /// No checkpoints on the interval until further notice, or again.
+    Pause {
+        /// None.
+        paused: bool,
+    },
 }
 
 /// Where a rank is.
@@ -401,7 +406,7 @@ pub enum Reply {
     Checkpoint(Outcome),
     /// To [`Command::Outcome`].
     Outcome(JobOutcome),
-    /// To [`Command::Shutdown`].
+    /// To [`Command::Shutdown`] and [`Command::Pause`].
     Done,
 }
 

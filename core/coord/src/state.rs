@@ -65,6 +65,8 @@ pub enum Mode {
 pub struct Config {
     /// Time between checkpoints; none: only on request.
     pub interval: Option<Nanos>,
+    /// The interval is found anew after each checkpoint, for a job that is lost every so often.
+    pub auto: Option<Nanos>,
     /// Forked or direct.
     pub mode: Mode,
     /// Limit of the stage intend.
@@ -93,6 +95,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             interval: None,
+            auto: None,
             mode: Mode::Auto,
             intend: 10 * SEC,
             settle: 60 * SEC,
@@ -314,6 +317,7 @@ pub struct Coordinator {
     changed: Nanos,
     patience: Nanos,
     last_end: Nanos,
+    paused: bool,
     committed: u64,
     given_up: u64,
     last: Option<Measures>,
@@ -356,6 +360,7 @@ impl Coordinator {
             changed: now,
             patience: 0,
             last_end: now,
+            paused: false,
             committed: 0,
             given_up: 0,
             last: None,
@@ -405,6 +410,16 @@ impl Coordinator {
         (self.committed, self.given_up)
     }
 
+    /// No checkpoints on the interval until further notice, or again. Those by request are not meant.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Time between checkpoints; none: only on request.
+    pub fn interval(&self) -> Option<Nanos> {
+        self.config.interval.filter(|_| !self.paused)
+    }
+
     /// No rank is connected or awaited.
     pub fn ended(&self) -> bool {
         self.outcome.ended
@@ -441,7 +456,7 @@ impl Coordinator {
     fn stage_tick(&self) -> Option<Nanos> {
         match self.stage {
             Stage::Idle => {
-                let at = self.last_end + self.config.interval?;
+                let at = self.last_end.saturating_add(self.interval()?);
                 (!self.preparing && self.unready().is_empty() && !self.is_cut()).then_some(at)
             }
             Stage::Commit => None,

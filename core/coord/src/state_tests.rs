@@ -488,6 +488,22 @@ fn the_program_ends_and_checkpoints_are_committed() {
 }
 
 #[test]
+fn an_interval_is_paused_and_an_interval_is_found() {
+    let run = |config: Config, paused: bool| {
+        let mut w = World::new(3, 4, 400, config);
+        w.coord.pause(paused);
+        assert!(w.run(600 * SEC, |w| w.ranks.iter().all(|r| r.at == At::End)));
+        (w.commits, w.coord.interval())
+    };
+    assert_eq!(run(config(), true), (0, None));
+    let (commits, interval) = run(config(), false);
+    assert!(commits > 0 && interval == Some(40 * MS));
+    // The first one when it was told; then as Daly has it, which is longer than this program lives.
+    let (commits, interval) = run(Config { auto: Some(3600 * SEC), ..config() }, false);
+    assert!(commits == 1 && interval.is_some_and(|i| (10 * SEC..60 * SEC).contains(&i)), "{interval:?}");
+}
+
+#[test]
 #[allow(clippy::print_stderr, reason = "the seed must be seen when a run fails")]
 fn three_hundred_ranks() {
     for seed in seeds("STILLPOINT_SEED", 1) {

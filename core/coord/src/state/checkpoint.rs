@@ -11,6 +11,7 @@
 //! answer ends that.
 
 use super::{Action, Asker, Coordinator, Image, MS, Mode, Nanos, seed};
+use crate::interval::optimum;
 use crate::message::{Doing, Items, Measures, Outcome, Presence, ToRank};
 use std::collections::BTreeMap;
 use stillpoint_abi::ids::{CkptId, Rank};
@@ -58,7 +59,7 @@ impl Coordinator {
         if self.is_cut() {
             return;
         }
-        let due = self.config.interval.is_some_and(|i| self.now >= self.last_end.saturating_add(i));
+        let due = self.interval().is_some_and(|i| self.now >= self.last_end.saturating_add(i));
         if self.queue.is_empty() && !due {
             return;
         }
@@ -268,6 +269,9 @@ impl Coordinator {
             Ok(()) => {
                 let id = self.ckpt.0;
                 self.last = Some(self.measures);
+                if let Some(mtbf) = self.config.auto {
+                    self.config.interval = Some(optimum(self.measures.held_ns, self.measures.total_ns, mtbf));
+                }
                 self.send_all(&ToRank::Committed { ckpt: id });
                 let stop = self.stop;
                 self.end(Ok(id));
