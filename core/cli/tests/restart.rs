@@ -3,6 +3,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod scratch;
+
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
@@ -17,12 +20,7 @@ mod tests {
     use stillpoint_storage::run::RunDir;
     use xxhash_rust::xxh3::xxh3_128;
 
-    struct Lab(PathBuf);
-    impl Drop for Lab {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::scratch::{Lab, script};
 
     fn image(ckpt: CkptId) -> Vec<u8> {
         let seal = Seal { ckpt, rank: Rank(0), seed: 5 };
@@ -90,16 +88,14 @@ mod tests {
         for n in 0..=losses {
             fs::write(top.join(format!("outcome.{n}")), outcome(n, n < losses)).unwrap();
         }
-        let script = format!(
-            "#!/bin/sh\ncd {0}\necho \"$STILLPOINT_INCARNATION $1 ${{2##*home/}}\" >>log\n\
+        let text = format!(
+            "cd {0}\necho \"$STILLPOINT_INCARNATION $1 ${{2##*home/}}\" >>log\n\
              cp -rpn model/ckpt-* \"$STILLPOINT_RUN\"/ 2>/dev/null\n\
              (umask 077; cat outcome.$STILLPOINT_INCARNATION >\"$STILLPOINT_RUN\"/outcome.json)\n\
              [ $STILLPOINT_INCARNATION -ge {losses} ] && exit 5\nkill -9 $$\n",
             top.display()
         );
-        let path = top.join("stillpoint-rank");
-        fs::write(&path, script).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        script(&top.join("stillpoint-rank"), &text);
         Lab(top)
     }
 

@@ -4,6 +4,9 @@
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
+mod scratch;
+
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -12,17 +15,7 @@ mod tests {
     use std::process::{Command, Output, Stdio};
     use std::time::{Duration, Instant};
 
-    struct Lab(PathBuf);
-    impl Drop for Lab {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    fn script(path: &Path, text: &str) {
-        fs::write(path, format!("#!/bin/sh\n{text}")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
-    }
+    use crate::scratch::{Lab, script};
 
     /// Stand-ins: an srun that does what the plugin makes of it, for one task; a scontrol that tells what `job` holds; a rank
     /// that runs the program.
