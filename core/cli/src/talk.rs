@@ -138,6 +138,14 @@ pub(crate) fn outcome(job: &Job) -> Result<JobOutcome, Error> {
     }
 }
 
+/// Has no checkpoints taken on the interval until further notice, or again.
+pub(crate) fn pause(job: &Job, paused: bool) -> Result<(), Error> {
+    match ask(job, Command::Pause { paused }, SOON)? {
+        Reply::Done => Ok(()),
+        _ => Err(Error::Answer),
+    }
+}
+
 /// Ends the agent, if there is one, and waits until it is gone. It answers when it has written all that it will: a commit
 /// that is under way may take long.
 pub(crate) fn shutdown(job: &Job) {

@@ -5,9 +5,11 @@
 //! of a dead node may be COMPLETING for as long as another node needs to clean up: that says nothing of why. Runs *next door*.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +22,10 @@ pub(crate) type Ask<'a> = &'a dyn Fn(&str, &[&str]) -> Result<String, String>;
 /// Asks the real Slurm.
 pub(crate) fn ask(name: &str, args: &[&str]) -> Result<String, String> {
     let program = real(OsStr::new(name)).ok_or_else(|| format!("{name}: command not found"))?;
-    let out = Command::new(program).args(args).stdin(Stdio::null()).output();
+    let mut c = Command::new(program);
+    // What is compared between two lives of a job is not to depend on who asks, and where.
+    c.args(args).env("SLURM_TIME_FORMAT", "standard").env("TZ", "UTC0");
+    let out = c.stdin(Stdio::null()).output();
     let out = out.map_err(|e| format!("{name}: {e}"))?;
     if out.status.success() {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
@@ -29,14 +34,38 @@ pub(crate) fn ask(name: &str, args: &[&str]) -> Result<String, String> {
     Err(if said.is_empty() { format!("{name} failed") } else { said })
 }
 
+/// Where sites have Slurm, if PATH does not lead there.
+const PLACES: [&str; 5] =
+    ["/usr/bin", "/usr/local/bin", "/opt/slurm/bin", "/usr/local/slurm/bin", "/opt/slurm/current/bin"];
+/// The directory of the srun that this process stands for.
+static BESIDE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Slurm's commands are beside this one.
+pub(crate) fn are_beside(program: &Path) {
+    if let Some(dir) = program.parent().filter(|d| d.is_absolute()) {
+        let _ = BESIDE.set(dir.to_owned());
+    }
+}
+
 /// A command of Slurm's: the first of its name in PATH behind the place where we are ourselves under that name. Only what
-/// stands behind: of two installations of Stillpoint each would else find the other for ever.
+/// stands behind: of two installations of Stillpoint each would else find the other for ever. Where PATH has none, it is looked
+/// for beside srun and where sites have it, again not where we are ourselves.
 pub(crate) fn real(name: &OsStr) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let me = std::env::current_exe().and_then(|p| p.metadata()).ok().map(|m| (m.dev(), m.ino()));
     let same = |p: &Path| p.metadata().ok().map(|m| (m.dev(), m.ino())) == me && me.is_some();
     let files: Vec<PathBuf> = std::env::split_paths(&path).map(|d| d.join(name)).collect();
-    behind(&files, &same, &|p| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0))
+    let is_program =
+        |p: &Path| p.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0);
+    let places = BESIDE.get().into_iter().cloned().chain(PLACES.map(PathBuf::from));
+    let others: Vec<PathBuf> = places.map(|d| d.join(name)).collect();
+    behind(&files, &same, &is_program).or_else(|| elsewhere(&others, &is_program))
+}
+
+/// Not another installation of ours, which would look for the real one as we do.
+fn elsewhere(files: &[PathBuf], is_program: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
+    let ours = |p: &Path| fs::canonicalize(p).is_ok_and(|p| p.file_name().is_some_and(|n| n == "stillpoint"));
+    files.iter().find(|p| is_program(p) && !ours(p)).cloned()
 }
 
 fn behind(
@@ -302,6 +331,22 @@ mod tests {
         assert_eq!(behind(&files, &is("/us/scontrol"), &all), Some("/usr/bin/scontrol".into()));
         assert_eq!(behind(&files, &is("/no"), &all), Some("/a/scontrol".into()));
         assert_eq!(behind(&files, &is("/usr/bin/scontrol"), &all), None);
+    }
+
+    #[test]
+    fn slurm_is_found_where_path_does_not_lead() {
+        let dir = std::env::temp_dir().join(format!("stillpoint-cli-places-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        for name in ["ours", "slurms"] {
+            fs::create_dir_all(dir.join(name)).unwrap();
+        }
+        fs::write(dir.join("ours/stillpoint"), "").unwrap();
+        std::os::unix::fs::symlink("stillpoint", dir.join("ours/scontrol")).unwrap();
+        fs::write(dir.join("slurms/scontrol"), "").unwrap();
+        let files = ["none", "ours", "slurms"].map(|d| dir.join(d).join("scontrol"));
+        let found = elsewhere(&files, &|p: &Path| p.is_file());
+        assert_eq!(found, Some(dir.join("slurms/scontrol")));
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -26,7 +26,6 @@ pub(crate) struct Request {
     pub(crate) job: String,
     pub(crate) step: Option<String>,
     pub(crate) max_wait: Option<Duration>,
-    pub(crate) image_dir: Option<String>,
     pub(crate) stick: bool,
 }
 
@@ -143,7 +142,8 @@ pub(crate) fn parse(words: &[String]) -> Result<Request, String> {
         format!("invalid checkpoint operation {op}: able, create, disable, enable, error, requeue, restart or vacate")
     })?;
     let (job, step) = job_and_step(id)?;
-    let mut r = Request { what, job, step, max_wait: None, image_dir: None, stick: false };
+    let mut r = Request { what, job, step, max_wait: None, stick: false };
+    let mut image_dir = None;
     let takes = matches!(what, Operation::Create | Operation::Vacate | Operation::Requeue);
     for word in &words[2..] {
         let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(n, v)| (n, Some(v)));
@@ -153,16 +153,19 @@ pub(crate) fn parse(words: &[String]) -> Result<Request, String> {
                 r.max_wait = Some(Duration::from_secs(seconds));
             }
             Some(v) if (takes || what == Operation::Restart) && name.eq_ignore_ascii_case("ImageDir") => {
-                r.image_dir = Some(v.to_owned());
+                image_dir = Some(v);
             }
             None if what == Operation::Restart && name.eq_ignore_ascii_case("StickToNodes") => r.stick = true,
             _ => return Err(format!("invalid input: {word}; request aborted")),
         }
     }
-    if let Some(dir) = r.image_dir.as_ref().filter(|_| takes) {
-        return Err(format!(
-            "ImageDir={dir}: a checkpoint lies with its run, whose place --ckpt-dir says at the start"
-        ));
+    if let Some(dir) = image_dir {
+        let why = if takes {
+            "a checkpoint lies with its run, whose place --ckpt-dir says at the start"
+        } else {
+            "a restart takes the checkpoints of the run; 'srun --ckpt-restart=RUN@ID' begins at another one of them"
+        };
+        return Err(format!("ImageDir={dir}: {why}"));
     }
     if r.what == Operation::Requeue && r.step.is_some() {
         return Err(format!("{id}: only a whole job can be requeued"));
@@ -229,7 +232,8 @@ mod tests {
         assert_eq!((r.job.as_str(), r.step.as_deref()), ("5", Some("2")));
         assert!(of("create 5 imagedir=/x").unwrap_err().contains("--ckpt-dir"));
         assert_eq!(r.max_wait, Some(Duration::from_secs(30)));
-        assert!(of("restart 5 StickToNodes ImageDir=/x").unwrap().stick);
+        assert!(of("restart 5 StickToNodes").unwrap().stick);
+        assert!(of("restart 5 ImageDir=/x").unwrap_err().contains("--ckpt-restart"));
         assert_eq!(of("able 100_3").unwrap().job, "100_3");
         for bad in [
             "create",

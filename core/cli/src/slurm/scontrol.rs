@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
 use stillpoint_coord::message::JobStatus;
-use stillpoint_storage::run::RunDir;
+use stillpoint_storage::run::{PAUSED, RunDir};
 
 use crate::catalog;
 use crate::checkpoint;
 use crate::error::{Error, chain};
 use crate::home::{BELOW_HOME, Job, private_file};
 use crate::list::age;
+use crate::slurm::choose::{Ended, RESULT};
 use crate::slurm::identity::Index;
 use crate::slurm::job::{self, Ask, Listed, View, Whereabouts};
 use crate::slurm::request::{Line, Operation, Request, line, parse};
@@ -100,6 +101,9 @@ struct Front<'a> {
     args: &'a [OsString],
 }
 
+/// What of root's environment goes to the owner: where Slurm is, and how it speaks.
+const KEPT: [&str; 6] = ["PATH", "SLURM_CONF", "LANG", "LC_ALL", "LC_MESSAGES", "TERM"];
+
 /// A user's name and home, from the data base of users.
 fn passwd(uid: u32) -> Option<(String, PathBuf, u32)> {
     let out = Command::new("getent").args(["passwd", &uid.to_string()]).output().ok()?;
@@ -146,7 +150,9 @@ impl Front<'_> {
             Err(e) => return Told::refuse(e.to_string()),
         };
         let mut c = Command::new(me);
-        c.arg("scontrol").args(self.args).uid(uid).gid(gid).env("HOME", home).env_remove("XDG_STATE_HOME");
+        c.arg("scontrol").args(self.args).uid(uid).gid(gid).env_clear().env("HOME", home);
+        // What is root's may be secret, and may make a program of the owner's do what root wants of its own.
+        c.envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|k| name == k)));
         Told::refuse(format!("become user {uid}: {}", c.exec()))
     }
 
@@ -223,7 +229,7 @@ impl Front<'_> {
                 for f in found {
                     match forbid(&f.run, off) {
                         Ok(()) => told.out.push(format!(
-                            "{}: checkpoints by request are {}; those of the interval go on",
+                            "{}: checkpoints by request and on the interval are {}",
                             f.name,
                             if off { "disabled" } else { "enabled" }
                         )),
@@ -273,7 +279,7 @@ impl Front<'_> {
         let (to, from) = channel();
         let mut open: Vec<&str> = vec![];
         for f in found {
-            if f.run.path(DISABLED).exists() {
+            if f.run.path(PAUSED).exists() {
                 told.fail(format!("{}: checkpoints are disabled (scontrol checkpoint enable)", f.name));
                 continue;
             }
@@ -312,16 +318,20 @@ impl Front<'_> {
         if !listed.is_over() {
             return Told::refuse(format!("job {key} is running ({})", listed.state.to_lowercase()));
         }
-        if !(view.batch && view.requeue) || self.request.step.is_some() || self.request.image_dir.is_some() {
+        if !(view.batch && view.requeue) || self.request.step.is_some() {
             return self.tell_how(key);
         }
-        if self.known(key).is_empty() {
+        let known = self.known(key);
+        if known.is_empty() {
             return Told::refuse(format!("no step of job {key} ran under Stillpoint"));
         }
         let mut told = Told::default();
+        // Else the steps that ended would not run, but answer as they ended.
+        let results = forget_results(&known);
         match (self.ask)("scontrol", &["requeue", key]) {
             Ok(_) => told.out.push(format!("{key}: requeued; its steps go on from their last checkpoints")),
             Err(e) => {
+                results.iter().for_each(|(run, ended)| drop(run.write_json(RESULT, ended)));
                 told.add(self.tell_how(key));
                 told.fail(e);
                 return told;
@@ -366,6 +376,17 @@ impl Front<'_> {
     }
 }
 
+/// Takes away how these runs have ended, and returns it.
+fn forget_results(known: &[Whereabouts]) -> Vec<(RunDir, Ended)> {
+    let take = |w: &Whereabouts| {
+        let run = RunDir::open(&w.run).ok()?;
+        let ended = run.read_json(RESULT).ok()?;
+        std::fs::remove_file(w.run.join(RESULT)).ok()?;
+        Some((run, ended))
+    };
+    known.iter().filter_map(take).collect()
+}
+
 /// The run of a step, if the step is the one in which the run is now.
 pub(crate) fn current(w: &Whereabouts, name: &str) -> Option<Found> {
     let now: Whereabouts = RunDir::open(&w.run).ok()?.read_json("slurm.json").ok()?;
@@ -374,17 +395,22 @@ pub(crate) fn current(w: &Whereabouts, name: &str) -> Option<Found> {
     (same && run.is_running()).then(|| Found { name: name.to_owned(), run, incarnation: w.incarnation })
 }
 
-/// While it is there, nobody is given a checkpoint by request.
-const DISABLED: &str = "disabled";
-
+/// While the file is there, nobody is given a checkpoint by request, and an agent that begins takes none on the interval; the one
+/// that is at work is told. Those that save a job before its end (`--ckpt-on`) are taken all the same.
 fn forbid(run: &Job, off: bool) -> Result<(), Error> {
-    let path = run.path(DISABLED);
+    let path = run.path(PAUSED);
     if off {
-        return private_file(&path, false).map(drop).map_err(Error::io("make", &path));
+        private_file(&path, false).map(drop).map_err(Error::io("make", &path))?;
+    } else {
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &path)(e)),
+            _ => {}
+        }
     }
-    match std::fs::remove_file(&path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", &path)(e)),
-        _ => Ok(()),
+    match talk::pause(run, off) {
+        // There is none; the next one looks for the file. Of several nodes one may be there, and only not be reached.
+        Err(Error::AgentGone { .. } | Error::NotRunning(_)) if !run.path("roots").is_dir() => Ok(()),
+        other => other,
     }
 }
 
@@ -393,7 +419,7 @@ fn able(f: &Found) -> String {
         Some(c) => format!("last checkpoint {}, {} ago", c.id, age(c.manifest.time)),
         None => "no checkpoint yet".into(),
     };
-    if f.run.path(DISABLED).exists() {
+    if f.run.path(PAUSED).exists() {
         return format!("No: disabled; {last}");
     }
     match talk::status(&f.run) {
@@ -426,11 +452,26 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("stillpoint-cli-forbid-{}", std::process::id()));
         RunDir::create(&dir).unwrap();
         let job = Job { name: "1".into(), dir: dir.clone() };
+        // There is no agent to be told; the next one will look.
         forbid(&job, true).unwrap();
-        assert!(job.path(DISABLED).exists());
+        assert!(job.path(PAUSED).exists());
         forbid(&job, false).unwrap();
         forbid(&job, false).unwrap();
-        assert!(!job.path(DISABLED).exists());
+        fs::create_dir(job.path("roots")).unwrap();
+        assert!(forbid(&job, false).is_err(), "one that is not reached would go on");
+        assert!(!job.path(PAUSED).exists());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn results_are_forgotten_and_can_be_put_back() {
+        let dir = std::env::temp_dir().join(format!("stillpoint-cli-forget-{}", std::process::id()));
+        let run = RunDir::create(&dir).unwrap();
+        let known = [Whereabouts { run: dir.clone(), ..Whereabouts::default() }];
+        assert!(forget_results(&known).is_empty(), "it has not ended");
+        run.write_json(RESULT, &Ended { status: 3, incarnation: 1 }).unwrap();
+        let taken = forget_results(&known);
+        assert_eq!((taken.len(), taken[0].1.status, dir.join(RESULT).exists()), (1, 3, false));
         fs::remove_dir_all(&dir).unwrap();
     }
 

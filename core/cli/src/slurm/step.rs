@@ -72,6 +72,7 @@ struct Step<'a> {
 
 pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8, Error> {
     let interval = given.interval.as_deref().map(seconds).transpose()?;
+    job::are_beside(&given.srun);
     let var = |n: &str| std::env::var_os(n);
     let life = Life::around(var);
     let index = Index::usual().ok();
