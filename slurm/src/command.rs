@@ -8,8 +8,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::options::Given;
-
 /// What MPI launchers start on the nodes, once a node: it starts the ranks, and is none.
 const DAEMONS: [&str; 7] =
     ["orted", "prted", "prte", "hydra_pmi_proxy", "hydra_bstrap_proxy", "pmi_proxy", "mpispawn"];
@@ -80,9 +78,9 @@ impl Line {
     }
 
     /// The command line to become. `srun` is the file that srun's process runs.
-    pub(crate) fn step(&self, stillpoint: &Path, srun: &Path, given: &Given) -> Vec<OsString> {
+    pub(crate) fn step(&self, stillpoint: &Path, srun: &Path, given: Vec<OsString>) -> Vec<OsString> {
         let mut words = vec![stillpoint.into(), OsString::from("slurm-step")];
-        words.extend(given.arguments());
+        words.extend(given);
         words.extend(["--srun".into(), srun.into(), OsString::from("--")]);
         words.extend(self.words.iter().skip(1).cloned());
         words
@@ -113,7 +111,7 @@ pub(crate) fn broadcast(program: &OsStr, job: u32, step: u32, node: &OsStr) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::Which;
+    use crate::options::{Given, Which};
 
     fn line(text: &str, command: usize) -> Line {
         let words: Vec<OsString> = text.split_whitespace().map(OsString::from).collect();
@@ -127,7 +125,7 @@ mod tests {
         assert_eq!(l.verdict(None), Verdict::Step);
         let mut given = Given::new();
         given.take(Which::Interval, "600".into()).unwrap();
-        let step = l.step(Path::new("/p/bin/stillpoint"), Path::new("/usr/bin/srun"), &given);
+        let step = l.step(Path::new("/p/bin/stillpoint"), Path::new("/usr/bin/srun"), given.arguments());
         let text: Vec<_> = step.iter().map(|w| w.to_str().unwrap()).collect();
         assert_eq!(
             text.join(" "),

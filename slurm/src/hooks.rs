@@ -108,7 +108,7 @@ fn in_srun(sp: &Handle, given: &Given) -> c_int {
     };
     let srun =
         process::program().unwrap_or_else(|e| refuse(&format!("cannot tell which file srun runs: {e}")));
-    let step = line.step(&stillpoint, &srun, &all);
+    let step = line.step(&stillpoint, &srun, arguments(sp, &all));
     let why = process::become_program(&step, command::is_ours);
     refuse(&format!(
         "cannot start {}: {why}; install stillpoint there (cargo xtask install --prefix DIR), or say prefix=DIR behind the \
@@ -127,6 +127,15 @@ fn in_allocator(given: &Given) -> c_int {
         refuse(&options::Refusal::Internal(format!("--ckpt-run={}", run.to_string_lossy())).to_string());
     }
     0
+}
+
+/// What was given, as arguments, and what the site says about its nodes.
+fn arguments(sp: &Handle, all: &Given) -> Vec<OsString> {
+    let mut words = all.arguments();
+    if let Some(hours) = sp.argument("mtbf") {
+        words.extend([OsString::from("--mtbf"), hours.to_owned()]);
+    }
+    words
 }
 
 /// The task program as text; a path that is not UTF-8 cannot stand in a file of --multi-prog.

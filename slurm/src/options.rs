@@ -43,8 +43,8 @@ pub(crate) const ENTRIES: [Entry; COUNT] = [
     Entry {
         which: Which::Interval,
         name: "ckpt-interval",
-        argument: "TIME|off",
-        usage: "checkpoint each step every TIME: 600 (seconds), 500ms, 10m, 1h; off: leave the step alone",
+        argument: "TIME|auto|off",
+        usage: "checkpoint each step every TIME: 600 (seconds), 500ms, 10m, 1h; auto: as pays best; off: leave the step alone",
         variable: Some("STILLPOINT_CKPT_INTERVAL"),
         flag: "--interval",
     },
@@ -113,8 +113,6 @@ impl Which {
 pub(crate) enum Refusal {
     #[error("{0}: allowed is {1}")]
     Value(String, &'static str),
-    #[error("{0}: an interval that stillpoint finds by itself is not there yet; give one, like 600 or 10m")]
-    Auto(String),
     #[error("{0}: {1} is not there yet; allowed is none or shared")]
     NotYet(String, String),
     #[error(
@@ -123,7 +121,8 @@ pub(crate) enum Refusal {
     Internal(String),
 }
 
-const TIME: &str = "a time above zero, in seconds or with ms, s, m or h, like 600, 500ms, 10m, or off";
+const TIME: &str =
+    "a time above zero, in seconds or with ms, s, m or h, like 600, 500ms, 10m; or auto, or off";
 const PATH: &str = "the absolute path of a directory";
 const NUMBER: &str = "a whole number from 1 to 1000000";
 const RESTART: &str = "none, the name of a run, or RUN@ID with the number of one of its checkpoints";
@@ -138,8 +137,7 @@ fn check(which: Which, value: &OsStr, from: &str) -> Result<(), Refusal> {
     let told = || format!("{from}={}", value.to_string_lossy());
     let text = value.to_str().unwrap_or_default();
     let (good, allowed) = match which {
-        Which::Interval if text == "auto" => return Err(Refusal::Auto(told())),
-        Which::Interval => (text == "off" || time(text), TIME),
+        Which::Interval => (["auto", "off"].contains(&text) || time(text), TIME),
         Which::Dir => (value.as_bytes().starts_with(b"/") && !value.as_bytes().contains(&b'\n'), PATH),
         Which::Keep => (text.parse::<u32>().is_ok_and(|n| (1..=1_000_000).contains(&n)), NUMBER),
         Which::Restart => (restart(text), RESTART),
@@ -261,7 +259,7 @@ mod tests {
     #[test]
     fn good_values_are_taken() {
         for (w, values) in [
-            (Which::Interval, &["600", "500ms", "10m", "1h", "0.5", "30s", "off"][..]),
+            (Which::Interval, &["600", "500ms", "10m", "1h", "0.5", "30s", "auto", "off"][..]),
             (Which::Dir, &["/scratch/me", "/"]),
             (Which::Keep, &["1", "1000000"]),
             (Which::Restart, &["none", "12", "12@3", "/a/run", "/a/r@2/run@7"]),
@@ -278,7 +276,7 @@ mod tests {
     #[test]
     fn bad_values_are_refused_by_name() {
         for (w, values) in [
-            (Which::Interval, &["", "0", "-1", "abc", "10x", "auto", "1e3", "inf", "nan", "."][..]),
+            (Which::Interval, &["", "0", "-1", "abc", "10x", "automatic", "1e3", "inf", "nan", "."][..]),
             (Which::Dir, &["", "relative", "/a\nb"]),
             (Which::Keep, &["", "0", "-1", "1.5", "x", "99999999999"]),
             (Which::Restart, &["", "12@", "12@x", "@3", "12@0", "a\nb"]),

@@ -52,8 +52,8 @@ pub(crate) enum Error {
     Image(#[from] stillpoint_image::Error),
     #[error("'{0}' is not a time: give seconds, or a number with ms, s, m or h")]
     Duration(String),
-    #[error("--interval auto is not available yet: give a time")]
-    Auto,
+    #[error("--mtbf {0}: give the hours between two losses of a node, above 0")]
+    Mtbf(f64),
     #[error("{0}: command not found")]
     NotFound(String),
     #[error("{0} cannot be executed: {1}")]

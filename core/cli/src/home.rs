@@ -47,6 +47,9 @@ pub(crate) struct Description {
     pub(crate) launch_with: Option<String>,
     /// Seconds.
     pub(crate) interval: Option<f64>,
+    /// The interval is found, where a node is lost every so many hours.
+    #[serde(default)]
+    pub(crate) auto: Option<f64>,
     pub(crate) restarts: u32,
     /// Directory of each node for images on their way to the job's.
     #[serde(default)]

@@ -22,6 +22,7 @@ use crate::drain::Drain;
 use crate::error::Error;
 use crate::exec::which;
 use crate::home::{Description, Job, private_file};
+use crate::run::rhythm;
 use crate::signals::{ENDING, Heard};
 use crate::talk;
 
@@ -131,6 +132,12 @@ fn refuses_root(launcher: &[&str]) -> bool {
         && !(set("OMPI_ALLOW_RUN_AS_ROOT") && set("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"))
 }
 
+/// Nodes of the allocation around us; 1 outside of one.
+pub(crate) fn nodes(var: impl Fn(&str) -> Option<OsString>) -> u32 {
+    let number = |n: &str| var(n).and_then(|v| v.to_str()?.parse().ok());
+    number("SLURM_JOB_NUM_NODES").or_else(|| number("SLURM_NNODES")).unwrap_or(1)
+}
+
 /// What one start needs to know.
 #[derive(Debug)]
 pub(crate) struct Start<'a> {
@@ -148,8 +155,9 @@ impl Start<'_> {
             ("STILLPOINT_RUN", self.job.dir.clone().into()),
             ("STILLPOINT_INCARNATION", self.incarnation.to_string().into()),
         ];
-        if let Some(s) = self.what.interval {
-            env.push(("STILLPOINT_INTERVAL", s.to_string().into()));
+        let rhythm = rhythm(self.what.interval, self.what.auto, nodes(|n| std::env::var_os(n)));
+        for (name, value) in ["STILLPOINT_INTERVAL", "STILLPOINT_MTBF"].into_iter().zip(rhythm) {
+            env.extend(value.map(|v| (name, v.into())));
         }
         if let Some(dir) = self.from {
             env.push(("STILLPOINT_RESTART", dir.into()));
@@ -199,7 +207,7 @@ impl Start<'_> {
             }
         };
         c.arg("exec").arg("--").args(self.what.argv()).envs(env);
-        for stale in ["STILLPOINT_RESTART", "STILLPOINT_INTERVAL", "STILLPOINT_STDIN"] {
+        for stale in ["STILLPOINT_RESTART", "STILLPOINT_INTERVAL", "STILLPOINT_MTBF", "STILLPOINT_STDIN"] {
             if !c.get_envs().any(|(k, v)| k == stale && v.is_some()) {
                 c.env_remove(stale);
             }

@@ -76,8 +76,8 @@ enum Verb {
         /// Restarts after a further loss.
         #[arg(long)]
         restarts: Option<u32>,
-        /// Time between checkpoints.
-        #[arg(long, value_name = "DUR")]
+        /// Time between checkpoints, or auto.
+        #[arg(long, value_name = "DUR|auto")]
         interval: Option<String>,
         /// What starts the ranks.
         #[arg(long, value_name = "CMD")]
@@ -146,9 +146,12 @@ struct RunArgs {
     /// What starts the ranks.
     #[arg(long, value_name = "CMD")]
     launcher: Option<String>,
-    /// Time between checkpoints: 30, 30s, 500ms, 10m, 1h.
-    #[arg(long, value_name = "DUR")]
+    /// Time between checkpoints: 30, 30s, 500ms, 10m, 1h; auto: as pays best, from what one costs.
+    #[arg(long, value_name = "DUR|auto")]
     interval: Option<String>,
+    /// Hours between two losses of a node, for --interval auto [default: 43800].
+    #[arg(long, value_name = "HOURS")]
+    mtbf: Option<f64>,
     /// How often to restart after a lost rank.
     #[arg(long, default_value_t = 3)]
     restarts: u32,

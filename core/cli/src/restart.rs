@@ -8,7 +8,7 @@ use stillpoint_storage::run::RunDir;
 use crate::catalog;
 use crate::error::Error;
 use crate::home::{Home, split};
-use crate::run::{drive, say, seconds};
+use crate::run::{drive, every, say};
 use crate::slurm::{job, step};
 
 /// What differs from the first run.
@@ -24,8 +24,8 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
     let (name, id) = split(job);
     let job = home.job(name)?;
     let mut what = job.description()?;
-    if let Some(i) = &change.interval {
-        what.interval = Some(seconds(i)?);
+    if change.interval.is_some() {
+        (what.interval, what.auto) = every(change.interval.as_deref(), what.auto)?;
     }
     what.restarts = change.restarts.unwrap_or(what.restarts);
     what.launch_with = change.launcher.or(what.launch_with);

@@ -1,10 +1,7 @@
 //! `run`: makes a job, starts it, and starts it again from its last checkpoint as long as ranks are lost and restarts are
 //! left. Ends with the application's exit status. Runs *next door*.
 
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use stillpoint_storage::run::{RunDir, RunInfo};
+use stillpoint_storage::run::RunDir;
 
 use crate::RunArgs;
 use crate::catalog::{self, Checkpoint};
@@ -12,12 +9,37 @@ use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job, bytes};
 use crate::launch::{Start, Verdict, spool_stdin};
 use crate::signals::Heard;
+use crate::slurm::choose::run_info;
+
+/// How often, from what `--interval` and `--mtbf` say: seconds, or that it is to be found, where a node is lost every so many
+/// hours.
+pub(crate) fn every(interval: Option<&str>, mtbf: Option<f64>) -> Result<(Option<f64>, Option<f64>), Error> {
+    match (interval, mtbf.unwrap_or(MTBF)) {
+        (_, hours) if !(hours.is_finite() && (0.001..=100_000_000.0).contains(&hours)) => {
+            Err(Error::Mtbf(hours))
+        }
+        (Some("auto"), hours) => Ok((None, Some(hours))),
+        (other, _) => Ok((other.map(seconds).transpose()?, None)),
+    }
+}
+
+/// Hours between two losses of a node, if the site does not say better: five years.
+const MTBF: f64 = 43_800.0;
+
+/// The values of STILLPOINT_INTERVAL and STILLPOINT_MTBF for ranks on this many nodes.
+pub(crate) fn rhythm(interval: Option<f64>, auto: Option<f64>, nodes: u32) -> [Option<String>; 2] {
+    match auto {
+        // A job is lost with each of its nodes. The agent takes no more than thirty years.
+        Some(hours) => {
+            let seconds = (hours * 3600.0 / f64::from(nodes.max(1))).clamp(1.0, 9e8);
+            [Some("auto".into()), Some(seconds.to_string())]
+        }
+        None => [interval.map(|s| s.to_string()), None],
+    }
+}
 
 /// Seconds, from `30`, `30s`, `500ms`, `10m`, `1h`.
 pub(crate) fn seconds(text: &str) -> Result<f64, Error> {
-    if text == "auto" {
-        return Err(Error::Auto);
-    }
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match &text[digits.len()..] {
         "" | "s" => 1.0,
@@ -49,21 +71,16 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
     if args.ranks == Some(0) {
         return Err(Error::NoRanks);
     }
-    let cwd = std::env::current_dir().map_err(Error::io("find", &PathBuf::from(".")))?;
-    let text = |w: &std::ffi::OsString| w.to_string_lossy().into_owned();
+    let (interval, auto) = every(args.interval.as_deref(), args.mtbf)?;
+    let launcher: Vec<String> =
+        args.launcher.iter().flat_map(|l| l.split_whitespace()).map(str::to_owned).collect();
     let what = Description {
-        info: RunInfo {
-            command: args.command.iter().map(text).collect(),
-            size: args.ranks.unwrap_or(1),
-            // Of a directory whose name is no text, the name changes here; `restart` then says that it is not there.
-            cwd: cwd.to_string_lossy().into_owned(),
-            launcher: args.launcher.iter().flat_map(|l| l.split_whitespace()).map(str::to_owned).collect(),
-            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        },
+        info: run_info(&args.command, args.ranks.unwrap_or(1), &launcher)?,
         argv: bytes(&args.command),
         ranks: args.ranks,
         launch_with: args.launcher,
-        interval: args.interval.as_deref().map(seconds).transpose()?,
+        interval,
+        auto,
         restarts: args.restarts,
         burst: args.burst.or_else(|| std::env::var_os("STILLPOINT_BURST").map(PathBuf::from)),
         slurm: false,
@@ -165,5 +182,20 @@ mod tests {
         for bad in ["", "s", "-1", "0", "5d", "1e3", "inf", "nan", "auto", "1..2"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_interval_that_is_found() {
+        assert_eq!(every(Some("10m"), None).unwrap(), (Some(600.0), None));
+        assert_eq!(every(None, Some(5.0)).unwrap(), (None, None));
+        assert_eq!(every(Some("auto"), None).unwrap(), (None, Some(MTBF)));
+        assert_eq!(every(Some("auto"), Some(10.0)).unwrap(), (None, Some(10.0)));
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(matches!(every(None, Some(bad)), Err(Error::Mtbf(_))), "{bad}");
+        }
+        let text = |s: &str| Some(s.to_owned());
+        assert_eq!(rhythm(Some(0.5), None, 2), [text("0.5"), None]);
+        assert_eq!(rhythm(None, Some(10.0), 2), [text("auto"), text("18000")]);
+        assert_eq!(rhythm(None, Some(1e8), 1), [text("auto"), text("900000000")]);
     }
 }

@@ -48,25 +48,26 @@ pub(crate) struct Chosen {
     _lock: Option<Lock>,
 }
 
-pub(crate) fn description(
-    args: &[OsString],
-    interval: Option<f64>,
-    keep: Option<u32>,
-) -> Result<Description, Error> {
+/// What is known of a run here and now; `size`: how many ranks, or 0.
+pub(crate) fn run_info(words: &[OsString], size: u32, launcher: &[String]) -> Result<RunInfo, Error> {
     let cwd = std::env::current_dir().map_err(Error::io("find", Path::new(".")))?;
+    Ok(RunInfo {
+        command: words.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
+        size,
+        // Of a directory whose name is no text, the name changes here; `restart` then says that it is not there.
+        cwd: cwd.to_string_lossy().into_owned(),
+        launcher: launcher.to_vec(),
+        time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+    })
+}
+
+/// Of a srun with these arguments.
+pub(crate) fn description(args: &[OsString]) -> Result<Description, Error> {
     let words: Vec<OsString> = ["srun".into()].into_iter().chain(args.iter().cloned()).collect();
     Ok(Description {
-        info: RunInfo {
-            command: words.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
-            size: 0,
-            cwd: cwd.to_string_lossy().into_owned(),
-            launcher: vec!["srun".into()],
-            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
-        },
+        info: run_info(&words, 0, &["srun".into()])?,
         argv: bytes(&words),
-        interval,
         slurm: true,
-        keep,
         ..Description::default()
     })
 }

@@ -20,6 +20,9 @@ pub(crate) struct StartFile {
     pub(crate) incarnation: u32,
     /// Seconds between checkpoints.
     pub(crate) interval: Option<f64>,
+    /// They are found, where a node is lost every so many hours.
+    #[serde(default)]
+    pub(crate) auto: Option<f64>,
     /// How many checkpoints are kept.
     pub(crate) keep: Option<u32>,
     /// Directory of the checkpoint to start from.

@@ -20,7 +20,7 @@ use crate::catalog::{self, Checkpoint};
 use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job};
 use crate::launch::{Watch, spool_stdin};
-use crate::run::{ranks_text, say, seconds};
+use crate::run::{every, ranks_text, say};
 use crate::signals::Heard;
 use crate::slurm::after::Around;
 use crate::slurm::args::{Input, understand};
@@ -38,6 +38,9 @@ pub(crate) struct StepArgs {
     /// Time between checkpoints.
     #[arg(long)]
     interval: Option<String>,
+    /// Hours between two losses of a node, for --interval auto.
+    #[arg(long)]
+    mtbf: Option<f64>,
     /// How many checkpoints are kept.
     #[arg(long)]
     keep: Option<u32>,
@@ -71,7 +74,7 @@ struct Step<'a> {
 }
 
 pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8, Error> {
-    let interval = given.interval.as_deref().map(seconds).transpose()?;
+    let (interval, auto) = every(given.interval.as_deref(), given.mtbf)?;
     job::are_beside(&given.srun);
     let var = |n: &str| std::env::var_os(n);
     let life = Life::around(var);
@@ -79,13 +82,14 @@ pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8,
     let understood = understand(&given.args, var("SLURM_STDINMODE").as_deref());
     let mut model = StartFile {
         interval,
+        auto,
         keep: given.keep,
         on: given.on.clone(),
         redundancy: given.redundancy.clone(),
         index: index.as_ref().map(|i| i.0.clone()),
         ..StartFile::default()
     };
-    let what = description(&given.args, interval, given.keep)?;
+    let what = Description { interval, auto, keep: given.keep, ..description(&given.args)? };
     let ask: Ask<'_> = &job::ask;
     let chosen =
         match choose(home, &what, given.restart.as_deref(), index.as_ref().zip(life.as_ref()), ask, json)? {
@@ -124,6 +128,7 @@ pub(crate) fn again(
     let words = what.argv();
     let model = StartFile {
         interval: what.interval,
+        auto: what.auto,
         keep: what.keep,
         index: Index::usual().ok().map(|i| i.0),
         stdin: job.path("stdin").is_file().then_some(Stdin::All),

@@ -16,6 +16,7 @@ use stillpoint_storage::run::RunDir;
 
 use crate::error::{Error, chain};
 use crate::exec;
+use crate::run::rhythm;
 use crate::slurm::identity::{Index, directory};
 use crate::slurm::job::Whereabouts;
 use crate::slurm::start::{StartFile, Stdin};
@@ -45,14 +46,12 @@ pub(crate) fn main(args: &[OsString]) -> ExitCode {
 fn begin(args: &[OsString]) -> Result<Task, Error> {
     let var = |n: &str| std::env::var_os(n).filter(|v| !v.is_empty());
     let run = PathBuf::from(var("STILLPOINT_RUN").ok_or(Error::NoTask("STILLPOINT_RUN"))?);
-    let number = var("STILLPOINT_INCARNATION").and_then(|v| v.to_str()?.parse::<u32>().ok());
-    let incarnation = number.ok_or(Error::NoTask("STILLPOINT_INCARNATION"))?;
+    let number = |n: &str| var(n).and_then(|v| v.to_str()?.parse::<u32>().ok());
+    let incarnation = number("STILLPOINT_INCARNATION").ok_or(Error::NoTask("STILLPOINT_INCARNATION"))?;
     let start = StartFile::read(&run, incarnation)?;
-    let task: Option<u32> = var("SLURM_PROCID").and_then(|v| v.to_str()?.parse().ok());
+    let task = number("SLURM_PROCID");
     if let Some(dir) = &start.restart {
-        let ranks = var("SLURM_STEP_NUM_TASKS").or_else(|| var("SLURM_NTASKS"));
-        let ranks: Option<u32> = ranks.and_then(|v| v.to_str()?.parse().ok());
-        fits(&run, dir, ranks)?;
+        fits(&run, dir, number("SLURM_STEP_NUM_TASKS").or_else(|| number("SLURM_NTASKS")))?;
     }
     let base = start.local.clone().or_else(|| var("STILLPOINT_LOCAL_BASE").map(PathBuf::from));
     // "none": the run directory is used, as on one node.
@@ -68,7 +67,7 @@ fn begin(args: &[OsString]) -> Result<Task, Error> {
     }
     Ok(Task {
         command: command(args, var("STILLPOINT_TASK_PROGRAM"))?,
-        environment: environment(&start, local),
+        environment: environment(&start, local, number("SLURM_STEP_NUM_NODES").unwrap_or(1)),
     })
 }
 
@@ -79,14 +78,20 @@ fn command(args: &[OsString], program: Option<OsString>) -> Result<Vec<OsString>
     if command.is_empty() { Err(Error::NoTask("STILLPOINT_TASK_PROGRAM")) } else { Ok(command) }
 }
 
-fn environment(start: &StartFile, local: Option<PathBuf>) -> Vec<(&'static str, Option<OsString>)> {
+/// `nodes`: how many there are whose loss is the step's.
+fn environment(
+    start: &StartFile,
+    local: Option<PathBuf>,
+    nodes: u32,
+) -> Vec<(&'static str, Option<OsString>)> {
+    let [interval, mtbf] = rhythm(start.interval, start.auto, nodes);
     vec![
-        ("STILLPOINT_INTERVAL", start.interval.map(|s| s.to_string().into())),
+        ("STILLPOINT_INTERVAL", interval.map(Into::into)),
+        ("STILLPOINT_MTBF", mtbf.map(Into::into)),
         ("STILLPOINT_RESTART", start.restart.clone().map(Into::into)),
         // What sbatch --signal=USR1@… sends, and with preempt_send_user_signal a preemption as well.
         ("STILLPOINT_SIGNAL", start.on.iter().any(|o| o == "preempt").then(|| "USR1".into())),
         ("STILLPOINT_KEEP", start.keep.map(|k| k.to_string().into())),
-        ("STILLPOINT_REDUNDANCY", start.redundancy.clone().map(Into::into)),
         ("STILLPOINT_LOCAL", local.map(Into::into)),
         // Ours alone; and what a step around this one may have left.
         ("STILLPOINT_TASK_PROGRAM", None),
@@ -159,13 +164,13 @@ mod tests {
             ..StartFile::default()
         };
         let of = |e: &[(&str, Option<OsString>)], n: &str| e.iter().find(|(k, _)| *k == n).unwrap().1.clone();
-        let e = environment(&start, Some("/tmp/l".into()));
+        let e = environment(&start, Some("/tmp/l".into()), 2);
         assert_eq!(of(&e, "STILLPOINT_INTERVAL"), Some("600".into()));
         assert_eq!(of(&e, "STILLPOINT_RESTART"), Some("/r/ckpt-000003".into()));
         assert_eq!(of(&e, "STILLPOINT_LOCAL"), Some("/tmp/l".into()));
         assert_eq!((of(&e, "STILLPOINT_KEEP"), of(&e, "STILLPOINT_SIGNAL")), (None, None));
         let warned = StartFile { on: vec!["preempt".into()], ..StartFile::default() };
-        assert_eq!(of(&environment(&warned, None), "STILLPOINT_SIGNAL"), Some("USR1".into()));
+        assert_eq!(of(&environment(&warned, None, 1), "STILLPOINT_SIGNAL"), Some("USR1".into()));
         assert_eq!(of(&e, "STILLPOINT_TASK_PROGRAM"), None);
     }
 
