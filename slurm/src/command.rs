@@ -26,7 +26,7 @@ pub(crate) struct Line {
 pub(crate) enum Verdict {
     /// Go on as srun.
     Alone,
-    /// The same: it starts the node daemons of an MPI launcher, of whose ranks we know nothing.
+    /// The same: it starts the node daemons of an MPI launcher, which are no ranks.
     Daemons,
     /// It cannot be done; why.
     Refused(&'static str),
@@ -45,9 +45,14 @@ impl Line {
         self.words.get(1..end).unwrap_or_default()
     }
 
+    /// The program, or --multi-prog's file.
+    pub(crate) fn program(&self) -> Option<&OsStr> {
+        self.command.and_then(|at| self.words.get(at)).map(OsString::as_os_str)
+    }
+
     /// Whether this starts the node daemons of an MPI launcher.
     fn starts_daemons(&self) -> bool {
-        let name = self.command.and_then(|at| Path::new(&self.words[at]).file_name());
+        let name = self.program().and_then(|p| Path::new(p).file_name());
         name.is_some_and(|n| DAEMONS.iter().any(|d| n == *d))
     }
 
@@ -88,8 +93,11 @@ impl Line {
 }
 
 /// Whether a variable asks for us, or carries what an option said: after all has been said in arguments, such a variable
-/// would only make a srun inside a task start over.
-pub(crate) fn is_ours(name: &OsStr) -> bool {
+/// would only make a srun inside a task start over, and a mpirun inside it start ranks of another run.
+pub(crate) fn is_ours(name: &OsStr, value: &OsStr) -> bool {
+    if crate::mpirun::is_ours(name, value) {
+        return true;
+    }
     let name = name.as_bytes();
     let slurms = format!("_SLURM_SPANK_OPTION_{}_", crate::spank::NAME);
     let at = [&b""[..], b"SLURM_SPANK_", b"SPANK_"]
@@ -160,7 +168,7 @@ mod tests {
             "SPANK__SLURM_SPANK_OPTION_stillpoint_ckpt_run",
             "STILLPOINT_CKPT_INTERVAL",
         ] {
-            assert!(is_ours(OsStr::new(name)), "{name}");
+            assert!(is_ours(OsStr::new(name), OsStr::new("")), "{name}");
         }
         for name in [
             "_SLURM_SPANK_OPTION_other_x",
@@ -168,7 +176,7 @@ mod tests {
             "STILLPOINT_HOME",
             "X_SLURM_SPANK_OPTION_stillpoint_",
         ] {
-            assert!(!is_ours(OsStr::new(name)), "{name}");
+            assert!(!is_ours(OsStr::new(name), OsStr::new("")), "{name}");
         }
     }
 

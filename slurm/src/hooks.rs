@@ -18,13 +18,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::command::{self, Line, Verdict};
 use crate::options::{self, ENTRIES, Given, Which};
 use crate::spank::{self, Context, Handle};
-use crate::{multi, process};
+use crate::{mpirun, multi, process};
 
 /// The options given to this process. Written by option callbacks, on the one thread that reads options.
 static GIVEN: Mutex<Given> = Mutex::new(Given::new());
 
 /// Steps of Slurm's own making (batch, extern, interactive) have numbers from here on: SLURM_MAX_NORMAL_STEP_ID.
 const NOT_A_USERS_STEP: u32 = 0xffff_fff0;
+/// Of these, the ones in which a user's own commands run: SLURM_INTERACTIVE_STEP and SLURM_BATCH_SCRIPT.
+const SHELLS: [u32; 2] = [0xffff_fffa, 0xffff_fffb];
 
 fn options() -> MutexGuard<'static, Given> {
     GIVEN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -76,7 +78,7 @@ pub(crate) fn post_opt(sp: &Handle) -> c_int {
     let given = options().clone();
     match Handle::context() {
         Context::Local if given.get(Which::Run).is_none() => in_srun(sp, &given),
-        Context::Allocator => in_allocator(&given),
+        Context::Allocator => in_allocator(sp, &given),
         _ => 0,
     }
 }
@@ -91,10 +93,13 @@ fn in_srun(sp: &Handle, given: &Given) -> c_int {
     match line.verdict(variable("SLURM_HET_SIZE").as_deref()) {
         Verdict::Alone => return 0,
         Verdict::Daemons => {
-            spank::info(
-                "the ranks that an MPI launcher starts are not checkpointed by --ckpt options; start them with srun, or the \
-                 launcher with `stillpoint run`",
-            );
+            let reached = mpirun::is_reached(line.program()) && variable(mpirun::OPTIONS).is_some();
+            if !reached && variable("STILLPOINT_RUN").is_none() {
+                spank::info(
+                    "the ranks that this MPI launcher starts are not checkpointed: that needs Open MPI 4, and --ckpt options of \
+                     sbatch or salloc; start them with srun, or the launcher with `stillpoint run`",
+                );
+            }
             return 0;
         }
         Verdict::Refused(why) => refuse(why),
@@ -117,16 +122,43 @@ fn in_srun(sp: &Handle, given: &Given) -> c_int {
     ))
 }
 
-/// sbatch and salloc only check; the sruns inside act.
-fn in_allocator(given: &Given) -> c_int {
+/// sbatch and salloc only check; the sruns inside act. What mpirun needs besides, salloc's shell gets here, and a batch script
+/// on its node: `sbatch --export=NONE` would take it away again.
+fn in_allocator(sp: &Handle, given: &Given) -> c_int {
     let variable = |name: &str| std::env::var_os(name);
-    if let (true, Err(refusal)) = (given.asked(variable), given.clone().with(variable)) {
-        refuse(&refusal.to_string());
-    }
     if let Some(run) = given.get(Which::Run) {
         refuse(&options::Refusal::Internal(format!("--ckpt-run={}", run.to_string_lossy())).to_string());
     }
+    if !given.asked(variable) {
+        return 0;
+    }
+    let all = given.clone().with(variable).unwrap_or_else(|refusal| refuse(&refusal.to_string()));
+    if process::program().is_ok_and(|p| p.file_name().is_some_and(|n| n == "salloc")) {
+        for (name, value) in for_mpirun(sp, &all, variable) {
+            process::set_variable(name, &value);
+        }
+    }
     0
+}
+
+/// What is to be set where mpirun may be called.
+fn for_mpirun(
+    sp: &Handle,
+    all: &Given,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Vec<(&'static str, OsString)> {
+    // Somebody has an agent already; ours would be in the way, and the ranks of one mpirun are all ours or none.
+    if variable(mpirun::AGENT).is_some_and(|v| !mpirun::is_ours(OsStr::new(mpirun::AGENT), &v)) {
+        return Vec::new();
+    }
+    let Some(prefix) = prefix(sp) else { return Vec::new() };
+    match mpirun::variables(&prefix, arguments(sp, all), local(sp)) {
+        Ok(variables) => variables.into(),
+        Err(why) => {
+            spank::info(&why);
+            Vec::new()
+        }
+    }
 }
 
 /// What was given, as arguments, and what the site says about its nodes.
@@ -136,6 +168,11 @@ fn arguments(sp: &Handle, all: &Given) -> Vec<OsString> {
         words.extend([OsString::from("--mtbf"), hours.to_owned()]);
     }
     words
+}
+
+/// Where the nodes have room for what a run keeps there while it lives.
+fn local(sp: &Handle) -> &OsStr {
+    sp.argument("local").unwrap_or(OsStr::new("/tmp"))
 }
 
 /// The task program as text; a path that is not UTF-8 cannot stand in a file of --multi-prog.
@@ -168,6 +205,10 @@ pub(crate) fn local_user_init(sp: &Handle) -> c_int {
 /// `slurm_spank_task_init`, as the user, in the child that is about to become the task.
 pub(crate) fn task_init(sp: &Handle) -> c_int {
     let given = options();
+    if Handle::context() == Context::Remote && sp.step().is_some_and(|s| SHELLS.contains(&s)) {
+        in_shell(sp, &given);
+        return 0;
+    }
     let Some((run, incarnation)) = given.get(Which::Run).and_then(options::run) else { return 0 };
     if Handle::context() != Context::Remote || sp.step().is_none_or(|s| s >= NOT_A_USERS_STEP) {
         return 0;
@@ -205,6 +246,30 @@ pub(crate) fn task_exit(sp: &Handle) -> c_int {
     0
 }
 
+/// The batch script, or the shell of salloc on its node: not wrapped, but what it calls may be mpirun.
+fn in_shell(sp: &Handle, given: &Given) {
+    let variable = |name: &str| sp.get(name);
+    if !given.asked(variable) || sp.get("SLURM_HET_SIZE").is_some_and(|n| n != "1") {
+        // Of a job that was submitted within one that asks for us.
+        for name in [mpirun::AGENT, mpirun::OPTIONS] {
+            if sp.get(name).is_some_and(|v| mpirun::is_ours(OsStr::new(name), &v)) {
+                sp.unset(name);
+            }
+        }
+        return;
+    }
+    // What is wrong with a value was said by sbatch, and will be by each srun.
+    let Ok(all) = given.clone().with(variable) else { return };
+    for (name, value) in for_mpirun(sp, &all, variable) {
+        if !sp.set(name, &value) {
+            spank::info(&format!(
+                "the ranks of mpirun are not checkpointed: Slurm does not let a plugin set {name}"
+            ));
+            return;
+        }
+    }
+}
+
 fn wrap(sp: &Handle, run: &OsStr, incarnation: u64) -> Result<(), String> {
     let task = task_program(sp)
         .ok_or("cannot tell where stillpoint is installed; say prefix=DIR in plugstack.conf")?;
@@ -228,7 +293,7 @@ fn wrap(sp: &Handle, run: &OsStr, incarnation: u64) -> Result<(), String> {
             return Err("Slurm does not let a plugin put stillpoint-task in the program's place".to_owned());
         }
     }
-    let local = sp.argument("local").unwrap_or(OsStr::new("/tmp"));
+    let local = local(sp);
     let (incarnation, job_step) = (incarnation.to_string(), format!("{job}.{step}"));
     let variables: [(&str, &OsStr); 4] = [
         ("STILLPOINT_RUN", run),

@@ -4,7 +4,7 @@
 //!
 //! - [`options`] what the user may say, and what is refused
 //! - [`command`] what is done about a command line of srun
-//! - [`multi`] the file of `srun --multi-prog`
+//! - [`multi`] the file of `srun --multi-prog`; [`mpirun`] what reaches the ranks that mpirun starts
 //! - [`hooks`] what each hook of SPANK does
 //! - [`spank`] the C interface of Slurm; [`process`] the process that we are guests in
 //!
@@ -17,6 +17,7 @@
 
 mod command;
 mod hooks;
+mod mpirun;
 mod multi;
 mod options;
 mod process;

@@ -3,7 +3,7 @@
 //!
 //! What a reader would get wrong: srun blocks its signals before it loads plugins, and a signal mask survives execve.
 //! Whatever comes after us would be deaf to Ctrl-C.
-#![allow(unsafe_code, reason = "getopt's index, dladdr, the signal mask and execve")]
+#![allow(unsafe_code, reason = "getopt's index, dladdr, the signal mask, the environment and execve")]
 
 use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -82,10 +82,16 @@ fn set_blocked(how: c_int) {
     }
 }
 
+/// Sets a variable for what this process starts.
+pub(crate) fn set_variable(name: &str, value: &OsStr) {
+    // SAFETY: Slurm has no second thread yet where this is called, in `slurm_spank_init_post_opt` of salloc.
+    unsafe { std::env::set_var(name, value) };
+}
+
 /// Becomes another program, with this process's environment but for the variables that `without` names. Returns only
 /// when that fails.
-pub(crate) fn become_program(words: &[OsString], without: impl Fn(&OsStr) -> bool) -> std::io::Error {
-    let keep = std::env::vars_os().filter(|(k, _)| !without(k));
+pub(crate) fn become_program(words: &[OsString], without: impl Fn(&OsStr, &OsStr) -> bool) -> std::io::Error {
+    let keep = std::env::vars_os().filter(|(k, v)| !without(k, v));
     let joined = keep.map(|(k, v)| [k.as_bytes(), b"=", v.as_bytes()].concat());
     let strings = |all: Vec<Vec<u8>>| -> Result<Vec<CString>, std::ffi::NulError> {
         all.into_iter().map(CString::new).collect()
@@ -205,7 +211,7 @@ mod tests {
     #[test]
     fn a_program_that_is_not_there_is_told() {
         let none: OsString = "/no/such/program".into();
-        assert_eq!(become_program(&[none], |_| false).kind(), std::io::ErrorKind::NotFound);
+        assert_eq!(become_program(&[none], |_, _| false).kind(), std::io::ErrorKind::NotFound);
         assert!(may_execute(Path::new("/bin/sh")).is_ok());
         assert!(may_execute(Path::new("/etc/passwd")).is_err());
     }

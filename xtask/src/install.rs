@@ -4,6 +4,7 @@
 //! bin/stillpoint                          the command line
 //! libexec/stillpoint/stillpoint-rank      a rank; beside it what it loads and starts: the agent, the hooks, the MPI front
 //!                   /stillpoint-task      what the plugin starts each task with: bin/stillpoint by another name
+//!                   /stillpoint-mpirun-task   what mpirun starts each rank with inside a job: the same again
 //!                   /slurm/               the same again, as scontrol and scancel, for whoever puts this directory before
 //!                                         Slurm's in PATH
 //! lib/libstillpoint.so, include/          what a program may use that knows of us
@@ -50,6 +51,7 @@ const HEADERS: &[Piece] = &[
 /// Other names of the command line, and the way to it from there.
 const NAMES: &[(&str, &str)] = &[
     ("libexec/stillpoint/stillpoint-task", "../../bin/stillpoint"),
+    ("libexec/stillpoint/stillpoint-mpirun-task", "../../bin/stillpoint"),
     ("libexec/stillpoint/slurm/scontrol", "../../../bin/stillpoint"),
     ("libexec/stillpoint/slurm/scancel", "../../../bin/stillpoint"),
 ];

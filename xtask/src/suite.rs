@@ -41,7 +41,7 @@ const AREAS: &[Area] = &[
     Area {
         name: "slurm",
         packages: &["stillpoint-slurm"],
-        integration: &["slurm", "slurm_burst", "slurm_faults", "slurm_limits"],
+        integration: &["slurm", "slurm_burst", "slurm_faults", "slurm_limits", "slurm_mpirun"],
     },
     Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &[] },
     Area { name: "store", packages: &["stillpoint-storage"], integration: &[] },

@@ -90,6 +90,8 @@ pub(crate) enum Error {
     Untrusted(PathBuf),
     #[error("{0} is not set: stillpoint-task is started by Slurm with the plugin of Stillpoint, not by hand")]
     NoTask(&'static str),
+    #[error("this mpirun cannot be started: {0}")]
+    Claim(String),
     #[error("{0}={1:?} is not a number")]
     RankVar(&'static str, String),
 }

@@ -11,6 +11,10 @@ use stillpoint_storage::node::NodeDir;
 
 use crate::catalog;
 use crate::error::Error;
+use crate::slurm::task::local_dir;
+
+/// Where directories of each node are made, for a run on several.
+pub(crate) const LOCAL_BASE: &str = "STILLPOINT_LOCAL_BASE";
 
 /// Where launchers tell a process its rank, in the order in which they are believed.
 const RANK_VARS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"];
@@ -78,8 +82,16 @@ fn may_run(name: &OsStr) -> Result<(), Error> {
 
 /// Becomes `stillpoint-rank`; returns only when that fails. `burst`: as STILLPOINT_BURST.
 pub(crate) fn exec(burst: Option<&Path>, command: &[OsString]) -> Error {
+    let var = |n: &str| std::env::var_os(n).filter(|v| !v.is_empty() && v != "none");
     let burst = burst.map(|b| b.as_os_str().to_owned());
-    let given: Vec<_> = burst.map(|b| ("STILLPOINT_BURST", Some(b))).into_iter().collect();
+    let mut given: Vec<_> = burst.map(|b| ("STILLPOINT_BURST", Some(b))).into_iter().collect();
+    // One of several nodes: an agent here, and its socket where only this node looks.
+    if let (Some(run), Some(base)) = (var("STILLPOINT_RUN"), var(LOCAL_BASE)) {
+        match local_dir(Path::new(&base), Path::new(&run)) {
+            Ok(dir) => given.extend([("STILLPOINT_LOCAL", Some(dir.into())), (LOCAL_BASE, None)]),
+            Err(e) => return e,
+        }
+    }
     exec_in(command, &given)
 }
 

@@ -20,10 +20,11 @@ use stillpoint_coord::message::JobOutcome;
 
 use crate::drain::Drain;
 use crate::error::Error;
-use crate::exec::which;
+use crate::exec::{LOCAL_BASE, which};
 use crate::home::{Description, Job, private_file};
 use crate::run::rhythm;
 use crate::signals::{ENDING, Heard};
+use crate::slurm::mpirun;
 use crate::talk;
 
 /// How one start ended.
@@ -165,6 +166,11 @@ impl Start<'_> {
         if let Some(dir) = &self.what.burst {
             env.push(("STILLPOINT_BURST", dir.into()));
         }
+        // Ranks on other nodes do not reach a socket in the job's directory.
+        if nodes(|n| std::env::var_os(n)) > 1 {
+            let base = std::env::var_os(LOCAL_BASE).or_else(|| mpirun::option("--local"));
+            env.push((LOCAL_BASE, base.unwrap_or_else(|| "/tmp".into())));
+        }
         let spool = self.job.path("stdin");
         if spool.is_file() {
             env.push(("STILLPOINT_STDIN", spool.into()));
@@ -210,6 +216,12 @@ impl Start<'_> {
         for stale in ["STILLPOINT_RESTART", "STILLPOINT_INTERVAL", "STILLPOINT_MTBF", "STILLPOINT_STDIN"] {
             if !c.get_envs().any(|(k, v)| k == stale && v.is_some()) {
                 c.env_remove(stale);
+            }
+        }
+        // Ranks of a job's mpirun would be a run of their own (slurm/mpirun.rs).
+        for (name, ours) in [(mpirun::OPTIONS, true), (mpirun::AGENT, mpirun::is_agent())] {
+            if ours {
+                c.env_remove(name);
             }
         }
         if self.job.path("stdin").is_file() {

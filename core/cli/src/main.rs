@@ -3,7 +3,7 @@
 //! One file a verb: [`run`] and [`restart`], [`exec`], [`checkpoint`], [`list`] (ls, status), [`inspect`] (inspect,
 //! verify), [`doctor`], [`slurm`]. What a reader would get wrong: standard output belongs to the application in `run`,
 //! `restart` and `exec`; what Stillpoint has to say goes to standard error there. And under another name (argv[0]) this program
-//! is another one: `stillpoint-task`, `scontrol`, `scancel`. Runs *next door*.
+//! is another one: `stillpoint-task`, `stillpoint-mpirun-task`, `scontrol`, `scancel`. Runs *next door*.
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line is for")]
 
@@ -127,6 +127,9 @@ enum Verb {
         /// Directory of the run.
         run: PathBuf,
     },
+    /// Keeps the run of one mpirun inside a job of Slurm's.
+    #[command(hide = true)]
+    SlurmMpirun(slurm::keeper::KeepArgs),
     /// Becomes srun, bound to the life of its parent.
     #[command(hide = true)]
     SlurmChild {
@@ -180,6 +183,7 @@ fn go(cli: Cli) -> Result<u8, Error> {
         Verb::SlurmHold { .. } => Ok(0),
         Verb::Exec { command, .. } | Verb::SlurmChild { command, .. } => Err(exec::exec(None, &command)),
         Verb::Scontrol { args } => Ok(slurm::scontrol::scontrol("scontrol".as_ref(), &args)),
+        Verb::SlurmMpirun(args) => slurm::keeper::keep(&home, &args, json),
         Verb::SlurmStep(args) => slurm::step::slurm_step(&home, args, json),
         Verb::Checkpoint { job, stop } => checkpoint::checkpoint(&home, &job, stop, json),
         Verb::Restart { job, ranks, restarts, interval, launcher } => {
@@ -200,6 +204,7 @@ fn main() -> ExitCode {
     let name = words.first().map(Path::new).and_then(Path::file_name).and_then(|n| n.to_str());
     match (name, rest.first().and_then(|w| w.to_str())) {
         (Some(slurm::task::NAME), _) => return slurm::task::main(rest),
+        (Some(slurm::mpirun::NAME), _) => return slurm::mpirun::main(rest),
         (Some("scontrol"), _) => return slurm::scontrol::scontrol(&words[0], rest).into(),
         (Some("scancel"), _) => return slurm::scancel::scancel(&words[0], rest).into(),
         // Every word behind it is scontrol's, also those that we would understand.

@@ -82,7 +82,7 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
         interval,
         auto,
         restarts: args.restarts,
-        burst: args.burst.or_else(|| std::env::var_os("STILLPOINT_BURST").map(PathBuf::from)),
+        burst: args.burst.or_else(|| std::env::var_os("STILLPOINT_BURST").map(Into::into)),
         slurm: false,
         keep: None,
     };

@@ -12,7 +12,7 @@
 //! - [`choose`]: which run a step is.
 //! - [`identity`]: the index of runs by job, where a requeued job finds its own.
 //! - [`start`]: the file by which the supervisor tells the tasks what to do.
-//! - [`task`]: in front of every task.
+//! - [`task`]: in front of every task. [`mpirun`], [`keeper`]: the same for ranks that mpirun starts inside a job.
 //! - [`job`]: what Slurm says of a job. [`args`]: the little that must be known of srun's command line.
 //! - [`occasion`]: checkpoints before the time limit, and when the job is preempted. [`after`]: the requeue that follows.
 //! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments; [`scancel`].
@@ -26,6 +26,8 @@ pub(crate) mod choose;
 pub(crate) mod identity;
 pub(crate) mod job;
 pub(crate) mod judge;
+pub(crate) mod keeper;
+pub(crate) mod mpirun;
 pub(crate) mod occasion;
 pub(crate) mod request;
 pub(crate) mod scancel;

@@ -9,7 +9,7 @@ mod scratch;
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::{Command, Output, Stdio};
 
     use stillpoint_abi::ids::{CkptId, Incarnation, Rank};

@@ -45,7 +45,7 @@ pub(crate) struct Chosen {
     pub(crate) from: From,
     /// Which start it will be.
     pub(crate) incarnation: u32,
-    _lock: Option<Lock>,
+    pub(crate) lock: Option<Lock>,
 }
 
 /// What is known of a run here and now; `size`: how many ranks, or 0.
@@ -122,7 +122,7 @@ pub(crate) fn choose(
             _ => format!("run {}: there is no checkpoint to go on from; starts from the beginning", job.name),
         };
         say(json, "restart", &job, &text);
-        return Ok(Ok(Chosen { job, from, incarnation, _lock: lock }));
+        return Ok(Ok(Chosen { job, from, incarnation, lock }));
     }
     let chosen = match restart.filter(|r| *r != "none") {
         Some(name) => {
@@ -140,12 +140,12 @@ pub(crate) fn choose(
             };
             let _ = std::fs::remove_file(job.path(RESULT));
             say(json, "restart", &job, &format!("run {}: restart from checkpoint {}", job.name, c.id));
-            Chosen { job, from: From::Checkpoint(c.into()), incarnation, _lock: Some(lock) }
+            Chosen { job, from: From::Checkpoint(c.into()), incarnation, lock: Some(lock) }
         }
         None => {
             let job = home.create(what)?;
             let lock = job.lock()?;
-            Chosen { job, from: From::New, incarnation: 0, _lock: Some(lock) }
+            Chosen { job, from: From::New, incarnation: 0, lock: Some(lock) }
         }
     };
     if let Some(p) = place {

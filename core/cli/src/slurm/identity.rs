@@ -7,6 +7,8 @@
 //!                        /claim-0          in life 0 of the job (SLURM_RESTART_COUNT) a step took this one
 //!                        /output           its standard output and input, to tell twins apart
 //!      step-2                              which run step 2 is (written by its task 0), for `scontrol checkpoint`
+//!      step-mpirun-0123456789abcdef        the same of one mpirun, whose ranks need not be in a step of their own
+//!      mpirun-0123456789abcdef             what the keeper of this mpirun has answered its ranks
 //! ```
 //!
 //! The 16 digits are a hash of directory and command line; the number behind them counts steps that have the same. A requeued
@@ -231,7 +233,12 @@ impl Index {
 
     /// Makes known which run a step is.
     pub(crate) fn announce(&self, name: &str, step: &str, text: &[u8]) -> Result<(), Error> {
-        write(&self.make(name)?.join(format!("step-{step}")), text)
+        self.put(name, &format!("step-{step}"), text)
+    }
+
+    /// Leaves a file in the directory of a job.
+    pub(crate) fn put(&self, name: &str, file: &str, text: &[u8]) -> Result<(), Error> {
+        write(&self.make(name)?.join(file), text)
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::slurm::identity::{Index, directory};
 
 /// Runs a command of Slurm's with these arguments: its standard output, or what it said on standard error.
 pub(crate) type Ask<'a> = &'a dyn Fn(&str, &[&str]) -> Result<String, String>;
@@ -232,9 +233,41 @@ pub(crate) struct Whereabouts {
     /// The run directory.
     #[serde(default)]
     pub(crate) run: PathBuf,
+    /// Which mpirun, if one has started the ranks.
+    #[serde(default)]
+    pub(crate) mpirun: Option<String>,
 }
 
 impl Whereabouts {
+    /// The step in which mpirun itself runs, as Slurm calls it.
+    pub(crate) const BATCH: &str = "batch";
+
+    /// From the environment of a rank that mpirun has started, in a step of orted or beside mpirun.
+    pub(crate) fn of_mpirun(
+        var: impl Fn(&str) -> Option<OsString>,
+        run: &Path,
+        incarnation: u32,
+        token: &str,
+    ) -> Option<Whereabouts> {
+        let step = |n: &str| {
+            let given = var(n);
+            let number = given.as_ref().and_then(|v| v.to_str()?.parse::<u32>().ok()).is_some();
+            if n == "SLURM_STEP_ID" && !number { Some(Self::BATCH.into()) } else { given }
+        };
+        let w = Self::from(step, run, incarnation)?;
+        Some(Whereabouts { mpirun: Some(token.to_owned()), ..w })
+    }
+
+    /// Makes known in the index which run this is.
+    pub(crate) fn announce(&self, index: &Index, name: &str) -> Result<(), Error> {
+        let key = match (&self.array_job, &self.array_task) {
+            (Some(a), Some(t)) => format!("{a}_{t}"),
+            _ => self.job.clone(),
+        };
+        let text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        index.announce(&directory(&self.cluster, &key), name, &text)
+    }
+
     /// From a task's environment.
     pub(crate) fn from(
         var: impl Fn(&str) -> Option<OsString>,
@@ -252,6 +285,7 @@ impl Whereabouts {
             nodes: text("SLURM_STEP_NODELIST").or_else(|| text("SLURM_JOB_NODELIST")).unwrap_or_default(),
             incarnation,
             run: run.to_owned(),
+            mpirun: None,
         })
     }
 }
@@ -356,5 +390,14 @@ mod tests {
         let w = Whereabouts::from(var, Path::new("/r"), 2).unwrap();
         assert_eq!((w.job.as_str(), w.incarnation, w.restart_count), ("101", 2, 0));
         assert!(Whereabouts::from(|_| None, Path::new("/r"), 0).is_none());
+        let of_mpirun = |step: Option<&'static str>| {
+            let var = |n: &str| if n == "SLURM_STEP_ID" { step.map(OsString::from) } else { var(n) };
+            Whereabouts::of_mpirun(var, Path::new("/r"), 2, "t").unwrap()
+        };
+        assert_eq!(of_mpirun(None).step, "batch", "beside mpirun, on the node of the script");
+        assert_eq!(
+            (of_mpirun(Some("1")).step.as_str(), of_mpirun(Some("1")).mpirun),
+            ("1", Some("t".into()))
+        );
     }
 }

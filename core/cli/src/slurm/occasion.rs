@@ -62,19 +62,37 @@ pub(crate) struct TimeLimit<'a> {
     /// When the step's own time is over.
     step_ends: Option<Instant>,
     asked: Option<Receiver<Outcome>>,
+    /// The step ends with the checkpoint.
+    pub(crate) stop: bool,
+    /// The checkpoint that was taken, once it is durable.
+    pub(crate) saved: Option<u64>,
     /// The step was to be ended by its checkpoint.
     pub(crate) due: Option<Whose>,
 }
 
 impl<'a> TimeLimit<'a> {
     pub(crate) fn new(job: &'a Job, ask: Ask<'a>, json: bool, wanted: bool) -> Self {
-        let look_at = Instant::now();
-        TimeLimit { job, ask, json, wanted, look_at, first: None, step_ends: None, asked: None, due: None }
+        TimeLimit {
+            job,
+            ask,
+            json,
+            wanted,
+            look_at: Instant::now(),
+            first: None,
+            step_ends: None,
+            asked: None,
+            stop: true,
+            saved: None,
+            due: None,
+        }
     }
 
     /// To be called each second; `id` and `step`: Slurm's numbers, once the step runs; without a step: it is alone in its job.
     pub(crate) fn tick(&mut self, id: &str, step: Option<&str>) {
-        if let Some(Ok(Err(reasons))) = self.asked.as_ref().map(Receiver::try_recv) {
+        let answer = self.asked.as_ref().and_then(|a| a.try_recv().ok());
+        if let Some(Ok(id)) = answer {
+            (self.saved, self.asked) = (Some(id), None);
+        } else if let Some(Err(reasons)) = answer {
             self.asked = None;
             self.missed(&reasons.join("; "));
         }
@@ -100,9 +118,9 @@ impl<'a> TimeLimit<'a> {
             format!("run {}: {} s to the time limit; a checkpoint is taken", self.job.name, left.as_secs());
         say(self.json, "timelimit", self.job, &text);
         let (to, from) = channel();
-        let job = self.job.clone();
+        let (job, stop) = (self.job.clone(), self.stop);
         std::thread::spawn(move || {
-            to.send(checkpoint::ask(&job, true).unwrap_or_else(|e| Err(vec![chain(&e)])))
+            to.send(checkpoint::ask(&job, stop).unwrap_or_else(|e| Err(vec![chain(&e)])))
         });
         self.asked = Some(from);
     }

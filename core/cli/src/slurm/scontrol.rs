@@ -178,6 +178,11 @@ impl Front<'_> {
                 None => others.push(name),
             }
         }
+        // Ranks beside mpirun are in no step with a number.
+        for w in known.iter().filter(|w| w.mpirun.is_some() && w.restart_count == view.restarts) {
+            let beside = self.request.step.is_none() && found.iter().all(|f| f.run.dir != w.run);
+            found.extend(current(w, &format!("{key}.{}", w.step)).filter(|_| beside));
+        }
         if found.is_empty() {
             return Told::refuse(match (&self.request.step, others.is_empty()) {
                 (Some(s), true) => format!("job {key} has no step {s} that runs"),
@@ -391,7 +396,9 @@ fn forget_results(known: &[Whereabouts]) -> Vec<(RunDir, Ended)> {
 pub(crate) fn current(w: &Whereabouts, name: &str) -> Option<Found> {
     let now: Whereabouts = RunDir::open(&w.run).ok()?.read_json("slurm.json").ok()?;
     let run = Job { name: w.run.file_name()?.to_string_lossy().into_owned(), dir: w.run.clone() };
-    let same = now.job == w.job && now.step == w.step && now.incarnation == w.incarnation;
+    // The ranks of one mpirun may be in two steps.
+    let step = now.step == w.step || (now.mpirun.is_some() && now.mpirun == w.mpirun);
+    let same = now.job == w.job && step && now.incarnation == w.incarnation;
     (same && run.is_running()).then(|| Found { name: name.to_owned(), run, incarnation: w.incarnation })
 }
 

@@ -17,7 +17,7 @@ use stillpoint_storage::run::RunDir;
 use crate::error::{Error, chain};
 use crate::exec;
 use crate::run::rhythm;
-use crate::slurm::identity::{Index, directory};
+use crate::slurm::identity::Index;
 use crate::slurm::job::Whereabouts;
 use crate::slurm::start::{StartFile, Stdin};
 
@@ -53,13 +53,13 @@ fn begin(args: &[OsString]) -> Result<Task, Error> {
     if let Some(dir) = &start.restart {
         fits(&run, dir, number("SLURM_STEP_NUM_TASKS").or_else(|| number("SLURM_NTASKS")))?;
     }
-    let base = start.local.clone().or_else(|| var("STILLPOINT_LOCAL_BASE").map(PathBuf::from));
-    // "none": the run directory is used, as on one node.
-    let base = base.unwrap_or_else(|| "/tmp".into());
-    let local = if base.as_os_str() == "none" { None } else { Some(local_dir(&base, &run)?) };
+    let local = local(&start, &run)?;
     if task == Some(0) {
         if let Some(w) = Whereabouts::from(|n| std::env::var_os(n), &run, incarnation) {
-            announce(&run, &start, &w)?;
+            if let Some(index) = &start.index {
+                w.announce(&Index(index.clone()), &w.step)?;
+            }
+            RunDir::open(&run)?.write_json("slurm.json", &w)?;
         }
     }
     if let Some(wanted) = start.stdin {
@@ -79,7 +79,7 @@ fn command(args: &[OsString], program: Option<OsString>) -> Result<Vec<OsString>
 }
 
 /// `nodes`: how many there are whose loss is the step's.
-fn environment(
+pub(crate) fn environment(
     start: &StartFile,
     local: Option<PathBuf>,
     nodes: u32,
@@ -95,7 +95,7 @@ fn environment(
         ("STILLPOINT_LOCAL", local.map(Into::into)),
         // Ours alone; and what a step around this one may have left.
         ("STILLPOINT_TASK_PROGRAM", None),
-        ("STILLPOINT_LOCAL_BASE", None),
+        (exec::LOCAL_BASE, None),
         ("STILLPOINT_STDIN", None),
     ]
 }
@@ -108,25 +108,19 @@ fn fits(run: &Path, dir: &Path, ranks: Option<u32>) -> Result<(), Error> {
     if have == want { Ok(()) } else { Err(Error::Ranks { ckpt, have, want }) }
 }
 
+/// This node's directory for the run; `None`: the run directory is used, as on one node.
+pub(crate) fn local(start: &StartFile, run: &Path) -> Result<Option<PathBuf>, Error> {
+    let given = std::env::var_os(exec::LOCAL_BASE).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = start.local.clone().or(given).unwrap_or_else(|| "/tmp".into());
+    if base.as_os_str() == "none" { Ok(None) } else { local_dir(&base, run).map(Some) }
+}
+
 /// `BASE/stillpoint-UID/HASH` on this node.
-fn local_dir(base: &Path, run: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn local_dir(base: &Path, run: &Path) -> Result<PathBuf, Error> {
     node_dir(base, run).map_err(|e| match e {
         StoreError::Untrusted { path } => Error::Untrusted(path),
         e => e.into(),
     })
-}
-
-fn announce(run: &Path, start: &StartFile, w: &Whereabouts) -> Result<(), Error> {
-    RunDir::open(run)?.write_json("slurm.json", w)?;
-    if let Some(index) = &start.index {
-        let key = match (&w.array_job, &w.array_task) {
-            (Some(a), Some(t)) => format!("{a}_{t}"),
-            _ => w.job.clone(),
-        };
-        let text = serde_json::to_vec_pretty(w).unwrap_or_default();
-        Index(index.clone()).announce(&directory(&w.cluster, &key), &w.step, &text)?;
-    }
-    Ok(())
 }
 
 fn reads(wanted: Stdin, task: Option<u32>) -> bool {
@@ -138,7 +132,7 @@ fn reads(wanted: Stdin, task: Option<u32>) -> bool {
 
 /// Standard input from the spool: a file has an offset, at which a restart goes on. Each task has its own, as each would get
 /// all of what srun reads.
-fn spooled_input(run: &Path, mine: bool) -> Result<(), Error> {
+pub(crate) fn spooled_input(run: &Path, mine: bool) -> Result<(), Error> {
     let path = if mine { run.join("stdin") } else { "/dev/null".into() };
     let file = File::open(&path).map_err(Error::io("open", &path))?;
     rustix::stdio::dup2_stdin(&file).map_err(|e| Error::io("read", &path)(e.into()))
