@@ -129,12 +129,7 @@ pub(crate) fn find(job: &Job, id: Option<u64>) -> Result<Checkpoint, Error> {
     Ok(Checkpoint { id: i, manifest: run.manifest(CkptId(i))?, dir })
 }
 
-/// The newest checkpoint whose every byte is right. `skipped` is told of each that is not.
-pub(crate) fn newest_sound(job: &Job, skipped: &mut impl FnMut(u64, &str)) -> Result<Checkpoint, Error> {
-    newest_sound_but(job, &[], skipped)
-}
-
-/// The newest sound one that is none of these.
+/// The newest checkpoint whose every byte is right, and that is none of these. `skipped` is told of each that is not right.
 pub(crate) fn newest_sound_but(
     job: &Job,
     but: &[u64],

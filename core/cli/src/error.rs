@@ -42,6 +42,11 @@ pub(crate) enum Error {
     NoneUsable(String),
     #[error("checkpoint {ckpt} holds {have} ranks, {want} were asked for")]
     Ranks { ckpt: u64, have: u32, want: u32 },
+    #[error(
+        "run {run} is of {have}, not of {want}; 'stillpoint restart {run}' goes on with it, and without --ckpt-restart a run \
+         of its own is made"
+    )]
+    OtherProgram { run: String, have: String, want: String },
     #[error("{} holds no image of rank {rank}", dir.display())]
     NoImage { dir: PathBuf, rank: u32 },
     #[error("checkpoint in {}: {what}", dir.display())]

@@ -9,6 +9,7 @@ use crate::catalog;
 use crate::error::Error;
 use crate::home::{Home, split};
 use crate::run::{drive, every, say};
+use crate::slurm::choose::newest;
 use crate::slurm::{job, step};
 
 /// What differs from the first run.
@@ -38,12 +39,7 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
             c.verify(&job, &mut catalog::meter(!json))?;
             c
         }
-        None => {
-            let skip = &mut |id, why: &str| {
-                say(json, "skipped", &job, &format!("checkpoint {id} cannot be used: {why}"))
-            };
-            catalog::newest_sound(&job, skip)?
-        }
+        None => newest(&job, json)?,
     };
     let have = from.manifest.size;
     let want = change.ranks.or(what.ranks).unwrap_or(if what.slurm { have } else { 1 });

@@ -9,7 +9,8 @@ use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job, bytes};
 use crate::launch::{Start, Verdict, spool_stdin};
 use crate::signals::Heard;
-use crate::slurm::choose::run_info;
+use crate::slurm::choose::{newest, run_info};
+use crate::slurm::start::StartFile;
 
 /// How often, from what `--interval` and `--mtbf` say: seconds, or that it is to be found, where a node is lost every so many
 /// hours.
@@ -121,6 +122,10 @@ pub(crate) fn drive(
     let mut left = what.restarts;
     let mut heard = Heard::new()?;
     loop {
+        if let Some(c) = &from {
+            // Those behind it are of a past that did not happen: no later restart takes one of them.
+            StartFile { incarnation, restart: Some(c.dir.clone()), ..StartFile::default() }.write(job)?;
+        }
         let dir = from.as_ref().map(|c| c.dir.as_path());
         let verdict = Start { job, what, incarnation, from: dir, json }.run(&mut heard)?;
         let (lost, status) = match verdict {
@@ -154,9 +159,7 @@ pub(crate) fn drive(
         left -= 1;
         // Before the choice: from here on no agent of the former start commits anything that was not looked at (INV-4).
         incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
-        let skip =
-            &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
-        match catalog::newest_sound(job, skip) {
+        match newest(job, json) {
             Ok(c) => {
                 let n = what.restarts - left;
                 let text = format!("{ranks} lost; restart {n} of {} from checkpoint {}", what.restarts, c.id);

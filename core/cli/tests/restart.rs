@@ -146,6 +146,18 @@ mod tests {
         assert_eq!(stillpoint(&lab.0, &["restart", "1@2"]).status.code(), Some(125));
     }
 
+    /// Checkpoint 2 is of a past that did not happen, once the job has begun again at 1.
+    #[test]
+    fn a_checkpoint_that_was_passed_over_is_not_taken() {
+        let lab = lab("passed", 1);
+        assert_eq!(stillpoint(&lab.0, &["run", "--", "true"]).status.code(), Some(5));
+        assert_eq!(stillpoint(&lab.0, &["restart", "1@1"]).status.code(), Some(5));
+        assert_eq!(stillpoint(&lab.0, &["restart", "1"]).status.code(), Some(5));
+        let lines = log(&lab.0);
+        let from: Vec<bool> = lines.lines().skip(1).map(|l| l.contains("1/ckpt-000001/")).collect();
+        assert_eq!(from, [false, true, true], "{lines}");
+    }
+
     #[test]
     fn restarts_end_and_a_job_can_be_restarted_by_hand() {
         let lab = lab("spent", 2);

@@ -16,6 +16,7 @@ use crate::drain::Drain;
 use crate::error::Error;
 use crate::home::{Description, Home, Job, Lock, bytes, split};
 use crate::run::say;
+use crate::slurm::args::understand;
 use crate::slurm::identity::{Index, Life, digest, streams};
 use crate::slurm::job::{self, Ask};
 use crate::slurm::start::passed_over;
@@ -128,6 +129,7 @@ pub(crate) fn choose(
         Some(name) => {
             let (name, id) = split(name);
             let job = home.job(name)?;
+            same_program(&job, what)?;
             let lock = job.lock()?;
             let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
             let c = match id {
@@ -154,6 +156,26 @@ pub(crate) fn choose(
     Ok(Ok(chosen))
 }
 
+/// What a user wants to be run: behind srun and its options.
+fn program(what: &Description) -> Vec<OsString> {
+    let words = what.argv();
+    let own = if what.slurm { 1 + understand(words.get(1..).unwrap_or_default(), None).own } else { 0 };
+    words.get(own..).unwrap_or_default().to_vec()
+}
+
+/// A checkpoint goes on with the program it is of, whatever was asked for: so they must be the same.
+fn same_program(job: &Job, what: &Description) -> Result<(), Error> {
+    let (have, want) = (program(&job.description()?), program(what));
+    if have == want {
+        return Ok(());
+    }
+    let text = |words: &[OsString]| -> String {
+        let words: Vec<_> = words.iter().map(|w| w.to_string_lossy().escape_debug().to_string()).collect();
+        words.join(" ")
+    };
+    Err(Error::OtherProgram { run: job.name.clone(), have: text(&have), want: text(&want) })
+}
+
 /// A run by its directory; named by its number where that is enough to find it.
 fn found_job(home: &Home, dir: &Path) -> Option<Job> {
     let number = dir.file_name().and_then(|n| n.to_str()).filter(|_| dir.parent() == Some(&home.0));
@@ -176,4 +198,29 @@ pub(crate) fn newest(job: &Job, json: bool) -> Result<Checkpoint, Error> {
     let skip =
         &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
     catalog::newest_sound_but(job, &passed_over(job), skip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_of_another_program_is_refused() {
+        let home = Home(std::env::temp_dir().join(format!("stillpoint-cli-choose-{}", std::process::id())));
+        let words = |t: &str| t.split_whitespace().map(OsString::from).collect::<Vec<_>>();
+        let srun = |t: &str| description(&words(t)).unwrap();
+        let mpirun = |t: &str| Description { argv: bytes(&words(t)), ..Description::default() };
+        let job = home.create(&srun("-N2 -n 4 --mpi=pmix ./a in.dat")).unwrap();
+        // Other nodes, another partition: what Slurm makes of it is not the program.
+        for same in [srun("-n4 -p other ./a in.dat"), mpirun("./a in.dat")] {
+            same_program(&job, &same).unwrap();
+        }
+        for other in
+            [srun("-n 4 ./a"), srun("-n4 ./b in.dat"), mpirun("./a in.data"), mpirun("-n4 ./a in.dat")]
+        {
+            let e = same_program(&job, &other).unwrap_err().to_string();
+            assert!(e.starts_with("run 1 is of ./a in.dat, not of "), "{e}");
+        }
+        std::fs::remove_dir_all(&home.0).unwrap();
+    }
 }
