@@ -63,7 +63,7 @@ pub struct Manifest {
     pub held_ns: u64,
     /// From the order to stop to the resume.
     pub stopped_ns: u64,
-    /// From the request to the last image written.
+    /// From the request until the last image is durable where a commit looks.
     pub total_ns: u64,
     /// Seed of the images' hashes, hexadecimal.
     #[serde(default)]
