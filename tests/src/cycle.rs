@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::process::{Ended, Running, descendants, kill, machine};
+use crate::process::{Ended, Running, descendants, kill, machine, signal};
 use crate::program::{Program, Start};
 use crate::{Random, built, skipped};
+use rustix::process::Signal;
 
 /// How long one run may take before it counts as hung.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -93,9 +94,7 @@ pub fn warned(name: &str) {
         for kill_after in [true, false] {
             let before = newest(store);
             let asked = until(LIMIT, || {
-                for pid in descendants(job.id(), RANK) {
-                    crate::process::signal(pid, rustix::process::Signal::USR1);
-                }
+                warn_all(job.id());
                 // A rank that has only just begun has nobody to tell yet.
                 until(Duration::from_secs(1), || newest(store) > before) || !job.is_running()
             });
@@ -111,6 +110,46 @@ pub fn warned(name: &str) {
         }
     });
     assert!(ended.stderr.contains("; restart 1 of"), "{name} was not restarted");
+}
+
+fn warn_all(job: u32) {
+    for pid in descendants(job, RANK) {
+        signal(pid, Signal::USR1);
+    }
+}
+
+/// A scheduler's warning that comes when the agent has just been killed, and one whose checkpoint dies with the agent: the next
+/// one takes it.
+pub fn unheard(name: &str) {
+    let Some(case) = Case::new(name, "unheard", 12) else { return };
+    let ended = case.run(None, &[("STILLPOINT_SIGNAL", "USR1")], &mut |job, store| {
+        // The ranks are there when there is a checkpoint of them.
+        until(LIMIT, || {
+            warn_all(job.id());
+            until(Duration::from_secs(1), || newest(store) > 0) || !job.is_running()
+        });
+        // One that is asked for twice is taken by then.
+        std::thread::sleep(Duration::from_secs(1));
+        for begun in [false, true] {
+            let before = newest(store);
+            if begun {
+                warn_all(job.id());
+                until(LIMIT, || being_written(store) || newest(store) > before || !job.is_running());
+            }
+            let killed = agents_of(store).into_iter().all(kill);
+            assert!(killed, "{name}: the agent has gone by itself: {}", log(store));
+            if !begun {
+                warn_all(job.id());
+            }
+            until(LIMIT, || newest(store) > before || !job.is_running());
+            assert!(
+                newest(store) > before,
+                "{name}, begun {begun}: the warning is forgotten: {}",
+                log(store)
+            );
+        }
+    });
+    assert!(!ended.stderr.contains("; restart "), "{name} was restarted");
 }
 
 /// Checkpoint, kill, restart: ten times in a row with `STILLPOINT_TEST_FULL`, else three. The image and the number of open

@@ -11,6 +11,7 @@ stillpoint_tests::cases! {
         slower: threads fpu;
         burst: files;
         warned: count exec;
+        unheard: count;
         orphaned: threads;
         hammered: files signals threads mmap;
         generations: files threads pending;

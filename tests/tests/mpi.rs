@@ -11,6 +11,7 @@ stillpoint_tests::cases! {
         slower: ring openmp_mpi;
         burst: jacobi many_kinds;
         warned: ring openmp_mpi;
+        unheard: ring;
         orphaned: late many_kinds nbx;
         scattered: many_kinds nbx;
         hammered: many_kinds nbx comm late reduction;

@@ -165,7 +165,8 @@ pub enum Local {
     Rebuilt,
     /// The rank leaves.
     Goodbye(Leaving),
-    /// The application asks for a checkpoint.
+    /// The application asks for a checkpoint. 0: a scheduler's signal does, whose answer nobody waits for; this one is asked
+    /// again on the next line until it is answered.
     Request {
         /// Returned in the answer.
         id: u64,
@@ -193,6 +194,8 @@ pub struct Client {
     mailed: Mails,
     /// Of each rank, the number of the last mail that has come.
     heard: BTreeMap<u32, u64>,
+    /// Requests of a scheduler's that have no answer.
+    warned: u32,
 }
 
 impl Client {
@@ -205,6 +208,7 @@ impl Client {
             number,
             mailed: Vec::new(),
             heard: BTreeMap::new(),
+            warned: 0,
             stage: Stage::Idle,
             ckpt: 0,
             version: 0,
@@ -301,6 +305,10 @@ impl Client {
                 let items = self.fresh(items);
                 if items.is_empty() { vec![] } else { vec![A::Deliver { items }] }
             }
+            ToRank::Answer { id: 0, .. } => {
+                self.warned = self.warned.saturating_sub(1);
+                vec![]
+            }
             ToRank::Answer { id, result } => vec![A::Answer { id, result }],
             // Out of turn: the agent and this rank disagree, so nothing is done and the stage's limit decides.
             ToRank::Targets { .. } | ToRank::Stop | ToRank::Snapshot { .. } | ToRank::Resume => vec![],
@@ -324,6 +332,10 @@ impl Client {
                 let mut all = send(FromRank::Hello { rank, size, pid, incarnation, restored, before });
                 if !self.mailed.is_empty() {
                     all.push(A::Send(FromRank::Mail { items: self.mailed.clone() }));
+                }
+                if self.warned > 0 {
+                    self.warned = 1;
+                    all.push(A::Send(FromRank::Request { id: 0 }));
                 }
                 all
             }
@@ -362,7 +374,10 @@ impl Client {
             }
             Local::Rebuilt => send(FromRank::Rebuilt),
             Local::Goodbye(leaving) => send(FromRank::Goodbye(leaving)),
-            Local::Request { id } => send(FromRank::Request { id }),
+            Local::Request { id } => {
+                self.warned += u32::from(id == 0);
+                send(FromRank::Request { id })
+            }
             Local::Mail(items) => send(FromRank::Mail { items: self.numbered(items) }),
             _ => vec![],
         }
@@ -495,6 +510,19 @@ mod tests {
         c.on_message(ToRank::Snapshot { path: String::new(), direct: false, seed: 0 });
         c.on_message(ToRank::Resume);
         assert_eq!(c.on_local(hello()).len(), 1, "every rank has it");
+    }
+
+    #[test]
+    fn a_warning_is_passed_on_until_it_is_answered() {
+        let hello = || Local::Connected { size: 1, pid: 7, incarnation: 0, restored: false };
+        let mut c = Client::new(Rank(0), 0);
+        let request = ClientAction::Send(FromRank::Request { id: 0 });
+        c.on_local(Local::Request { id: 0 });
+        assert_eq!(c.on_local(hello())[1..], *std::slice::from_ref(&request));
+        c.on_local(Local::Broken);
+        assert_eq!(c.on_local(hello())[1..], [request]);
+        assert!(c.on_message(ToRank::Answer { id: 0, result: Ok(4) }).is_empty());
+        assert_eq!(c.on_local(hello()).len(), 1);
     }
 
     #[test]

@@ -203,7 +203,7 @@ pub enum FromRank {
     Rebuilt,
     /// The rank leaves.
     Goodbye(Leaving),
-    /// The application asks for a checkpoint.
+    /// The application asks for a checkpoint, or, as 0, a scheduler.
     Request {
         /// Returned in the answer.
         id: u64,

@@ -287,6 +287,13 @@ enum Asker {
     Rank(u32, u64),
 }
 
+impl Asker {
+    /// A scheduler's warning that a rank passes on: it can wait for ranks that are away, and must not be lost with them.
+    fn is_warning(self) -> bool {
+        matches!(self, Asker::Rank(_, 0))
+    }
+}
+
 /// The coordinator of one job.
 #[derive(Debug)]
 pub struct Coordinator {

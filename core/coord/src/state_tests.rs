@@ -677,5 +677,31 @@ fn whom_the_exchange_did_not_reach_is_told_when_all_are_back() {
     assert!(untold(c.handle(0, Event::Tick)).is_empty(), "once");
 }
 
+#[test]
+fn a_warning_waits_for_those_who_are_away() {
+    let mut c = Coordinator::new(Config::default(), 0, 0);
+    let request = |conn, id| Event::Message(conn, FromRank::Request { id });
+    c.handle(0, Event::Message(1, again(0, 0, 0)));
+    assert_eq!(c.handle(0, request(1, 0)), [], "the others have not come to this agent yet");
+    let refused = c.handle(0, request(1, 7));
+    assert!(
+        matches!(refused[..], [Action::Send(1, ToRank::Answer { id: 7, result: Err(_) })]),
+        "{refused:?}"
+    );
+    c.handle(0, Event::Message(2, again(1, 0, 0)));
+    assert!(c.handle(0, Event::Message(3, again(2, 0, 0))).contains(&Action::Prepare));
+    // One loses its line meanwhile: the checkpoint is for another try.
+    c.handle(SEC, Event::Prepared(Ok(CkptId(1))));
+    let given_up = c.handle(SEC, Event::Parted(3));
+    let answers = |a: &Action| matches!(a, Action::Send(_, ToRank::Answer { .. }));
+    assert!(given_up.contains(&Action::Discard(CkptId(1))) && !given_up.iter().any(answers), "{given_up:?}");
+    assert!(c.handle(SEC, Event::Message(4, again(2, 0, 0))).contains(&Action::Prepare));
+    // The same while storage prepares.
+    c.handle(SEC, Event::Parted(4));
+    assert!(!c.handle(SEC, Event::Prepared(Ok(CkptId(2)))).iter().any(answers));
+    // Who does not come back at all ends the waiting.
+    assert!(c.handle(60 * SEC, Event::Tick).iter().any(answers));
+}
+
 #[path = "state_tests/copy.rs"]
 mod copy;

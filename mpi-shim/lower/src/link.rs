@@ -181,9 +181,10 @@ impl Link {
         while let Some(a) = queue.pop_front() {
             let local = match a {
                 ClientAction::Send(m) => {
+                    // 0 is asked again by the client.
                     let asked = if let FromRank::Request { id } = &m { Some(*id) } else { None };
                     if !line::send(m)
-                        && let Some(id) = asked
+                        && let Some(id) = asked.filter(|id| *id != 0)
                     {
                         work.asked.push(id);
                     }

@@ -3,7 +3,8 @@
 //!
 //! What a reader would get wrong: the signal is not taken here. It comes to a thread of the application, whose handler for it,
 //! if it has one, runs as ever; the hook library's wrapper counts it, and this thread sends the request. All ranks of a job
-//! may do so at once: one checkpoint answers them.
+//! may do so at once: one checkpoint answers them. When there is no agent at the moment, or it is lost before it has
+//! answered, the next one is asked.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use stillpoint_sys::half;

@@ -20,7 +20,8 @@ use stillpoint_abi::stage::Stage;
 impl Coordinator {
     pub(super) fn request(&mut self, asker: Asker, stop: bool) {
         let why = self.unready();
-        if !why.is_empty() {
+        let waits = asker.is_warning() && self.gathers();
+        if !why.is_empty() && !waits {
             self.answer(asker, Err(why));
         } else if !self.preparing && matches!(self.stage, Stage::Intend | Stage::Settle) && stop == self.stop
         {
@@ -51,8 +52,13 @@ impl Coordinator {
     pub(super) fn begin(&mut self) {
         let why = self.unready();
         if !why.is_empty() {
-            while let Some((asker, _)) = self.queue.pop_front() {
-                self.answer(asker, Err(why.clone()));
+            let gathers = self.gathers();
+            for (asker, stop) in std::mem::take(&mut self.queue) {
+                if gathers && asker.is_warning() {
+                    self.queue.push_back((asker, stop));
+                } else {
+                    self.answer(asker, Err(why.clone()));
+                }
             }
             return;
         }
@@ -294,6 +300,12 @@ impl Coordinator {
     pub(super) fn give_up(&mut self, reasons: Vec<String>) {
         if self.preparing || matches!(self.stage, Stage::Idle | Stage::Commit) {
             return;
+        }
+        if self.gathers() {
+            let (again, asked) = std::mem::take(&mut self.asked).into_iter().partition(|a| a.is_warning());
+            self.asked = asked;
+            let again: Vec<Asker> = again;
+            self.queue.extend(again.into_iter().map(|asker| (asker, false)));
         }
         let reason = reasons.join("; ");
         // Handed on is not arrived: what was on its way to a rank is lost with the relay that had it. From the snapshot on

@@ -45,6 +45,13 @@ impl Coordinator {
         why
     }
 
+    /// What keeps a checkpoint from beginning will pass: ranks that are away, or being restarted.
+    pub(super) fn gathers(&self) -> bool {
+        let over = |p| matches!(p, Presence::Lost | Presence::Aborted(_) | Presence::Left);
+        self.ranks.iter().any(|r| r.presence == Presence::Absent || r.rebuilding)
+            && !self.ranks.iter().any(|r| over(r.presence))
+    }
+
     pub(super) fn hello(&mut self, conn: Conn, hello: Hello) {
         let Hello { rank, size, pid, incarnation, restored, before } = hello;
         let denied = if incarnation < self.incarnation {
@@ -86,6 +93,8 @@ impl Coordinator {
             self.by_conn.remove(&old);
             self.out.push(Action::Close(old));
             let reason = if before.is_some() { "lost its line" } else { "started another program" };
+            // For a moment.
+            self.ranks[rank as usize].presence = Presence::Absent;
             if !self.needs_no_rank(Presence::Absent) {
                 self.give_up(vec![format!("rank {rank} {reason}")]);
             }
