@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::process::{Ended, Running, descendants, kill, machine, signal};
+use crate::process::{Ended, Running, copies, descendants, is_stopped, kill, machine, signal};
 use crate::program::{Program, Start};
 use crate::{Random, built, skipped};
 use rustix::process::Signal;
@@ -150,6 +150,29 @@ pub fn unheard(name: &str) {
         }
     });
     assert!(!ended.stderr.contains("; restart "), "{name} was restarted");
+}
+
+/// A frozen child that never ends, because it is stopped: its checkpoint is given up at the limit, and the child is ended with it.
+/// The next one is committed, and the job ends as the native run does.
+pub fn stuck(name: &str) {
+    let Some(case) = Case::new(name, "stuck", 10) else { return };
+    case.run(Some("300ms"), &[("STILLPOINT_LIMITS", "write=2s")], &mut |job, store| {
+        until(LIMIT, || newest(store) > 0 || !job.is_running());
+        let mut child = None;
+        until(LIMIT, || {
+            child =
+                copies(job.id(), RANK).into_iter().find(|pid| signal(*pid, Signal::STOP) && is_stopped(*pid));
+            child.is_some() || !job.is_running()
+        });
+        let child = child.unwrap_or_else(|| panic!("no frozen child of {name} was seen: {}", log(store)));
+        let last = newest(store);
+        until(LIMIT, || !is_stopped(child));
+        // It dies with its rank in any case.
+        let alone = !is_stopped(child) && !descendants(job.id(), RANK).is_empty();
+        assert!(alone, "{name}: the frozen child outlives its checkpoint: {}", log(store));
+        until(LIMIT, || newest(store) > last || !job.is_running());
+        assert!(newest(store) > last, "{name}: no checkpoint after one that was given up: {}", log(store));
+    });
 }
 
 /// Checkpoint, kill, restart: ten times in a row with `STILLPOINT_TEST_FULL`, else three. The image and the number of open

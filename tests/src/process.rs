@@ -130,6 +130,16 @@ pub fn signal(pid: u32, which: Signal) -> bool {
 /// made of itself (a frozen child that writes an image) are not counted.
 #[must_use]
 pub fn descendants(ancestor: u32, program: &str) -> Vec<u32> {
+    family(ancestor, program).0
+}
+
+/// The copies that the [`descendants`] have made of themselves.
+#[must_use]
+pub fn copies(ancestor: u32, program: &str) -> Vec<u32> {
+    family(ancestor, program).1
+}
+
+fn family(ancestor: u32, program: &str) -> (Vec<u32>, Vec<u32>) {
     let processes: Vec<(u32, u32)> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -156,13 +166,24 @@ pub(crate) fn without_copies(mut family: Vec<u32>) -> Vec<u32> {
     let copies: Vec<u32> = family.iter().filter(is_copy).copied().collect();
     family.retain(|pid| !copies.contains(pid));
     family.sort_unstable();
-    family
+    (family, copies)
 }
 
-/// The parent of a process: the second field after the last `)` of its stat line (proc(5)).
+/// A process has been stopped by a signal.
+#[must_use]
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid, 0).is_some_and(|state| state == "T")
+}
+
+/// The parent of a process.
 fn parent(pid: u32) -> Option<u32> {
+    stat(pid, 1)?.parse().ok()
+}
+
+/// A field after the last `)` of a process's stat line (proc(5)): 0 is its state, 1 its parent.
+fn stat(pid: u32, field: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    Some(stat.rsplit_once(')')?.1.split_whitespace().nth(field)?.to_owned())
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ stillpoint_tests::cases! {
         burst: files;
         warned: count exec;
         unheard: count;
+        stuck: count;
         orphaned: threads;
         hammered: files signals threads mmap;
         generations: files threads pending;

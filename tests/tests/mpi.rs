@@ -12,6 +12,7 @@ stillpoint_tests::cases! {
         burst: jacobi many_kinds;
         warned: ring openmp_mpi;
         unheard: ring;
+        stuck: ring;
         orphaned: late many_kinds nbx;
         scattered: many_kinds nbx;
         hammered: many_kinds nbx comm late reduction;

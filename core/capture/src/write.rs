@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering::Relaxed;
 use stillpoint_abi::ids::Incarnation;
@@ -17,6 +18,35 @@ static FROZEN: [AtomicI32; 8] = [const { AtomicI32::new(0) }; 8];
 /// True for a frozen child of ours.
 pub(crate) fn is_frozen(pid: i32) -> bool {
     FROZEN.iter().any(|f| f.load(Relaxed) == pid)
+}
+
+/// Held while one is reaped or killed: a process id is another's once it has been reaped.
+static REAPING: Mutex<()> = Mutex::new(());
+
+/// Ends a frozen child that is still there: nobody wants its image. [`Snapshot::finish`] reaps it.
+pub fn end_frozen(pid: i32) {
+    let Ok(_reaping) = REAPING.lock() else { return };
+    // 0 stands for a free place in the list, and for a whole group in kill(2).
+    if pid > 0 && is_frozen(pid) {
+        // SAFETY: SIGKILL to a child that has not been reaped.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
+fn reap(pid: i32) {
+    // SAFETY: a siginfo_t of zeros is one, and is written to; WNOWAIT leaves the child to be reaped. __WCLONE because it has
+    // no exit signal.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let how = libc::WEXITED | libc::WNOWAIT | libc::__WCLONE;
+        while libc::waitid(libc::P_PID, pid.unsigned_abs(), &raw mut info, how) < 0
+            && std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted
+        {}
+    }
+    let _reaping = REAPING.lock();
+    // SAFETY: reaps the child, which has ended.
+    unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE) };
+    replace_frozen(pid, 0);
 }
 
 fn replace_frozen(old: i32, new: i32) {
@@ -432,9 +462,7 @@ impl Snapshot {
                 use std::io::Read;
                 let mut b = [0u8; size_of::<Written>()];
                 let got = std::fs::File::from(report).read_exact(&mut b);
-                // SAFETY: reaps the child; __WCLONE because it has no exit signal.
-                unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE) };
-                replace_frozen(pid, 0);
+                reap(pid);
                 got.map_err(|_| "the frozen child died before the image was written".to_string())?;
                 let word = |k: usize| b[k..k + 8].try_into().map_or(0, u64::from_le_bytes);
                 let mut digest = [0; 16];

@@ -57,6 +57,8 @@ struct Work {
     /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
     drain: Option<(Vec<u8>, bool)>,
     settle: Settle,
+    /// The frozen child of the last snapshot.
+    frozen: Option<i32>,
 }
 
 /// Ends the process without a word: not by SIGABRT, for which Open MPI prints where the process stood and the kernel may
@@ -230,7 +232,9 @@ impl Link {
                 ClientAction::Snapshot { ckpt, path, direct, seed } => {
                     work.drain = None;
                     work.left.hand_over();
-                    Some(self.snapshot(ckpt, &path, direct, seed, tx))
+                    let (frozen, local) = self.snapshot(ckpt, &path, direct, seed, tx);
+                    work.frozen = frozen;
+                    Some(local)
                 }
                 ClientAction::Go => {
                     crate::control::all_rebuilt();
@@ -244,6 +248,8 @@ impl Link {
                     // Threads stand still between the two.
                     let stood = matches!(at, Stage::Stop | Stage::Drain | Stage::Snapshot);
                     run_on(work, stood.then_some(if cut { command::CUT_OFF } else { command::GIVEN_UP }));
+                    // It would write on for nobody, and hold memory and the disk meanwhile.
+                    work.frozen.take().into_iter().for_each(write::end_frozen);
                     None
                 }
                 ClientAction::Untold { ranks, .. } => {
@@ -281,8 +287,16 @@ impl Link {
         }
     }
 
-    fn snapshot(&self, ckpt: u64, path: &str, direct: bool, seed: u64, tx: &Sender<Event>) -> Local {
-        let fail = |reason: String| Local::WriteFailed { ckpt, reason };
+    /// The frozen child, if one writes, and what there is to say at once.
+    fn snapshot(
+        &self,
+        ckpt: u64,
+        path: &str,
+        direct: bool,
+        seed: u64,
+        tx: &Sender<Event>,
+    ) -> (Option<i32>, Local) {
+        let fail = |reason: String| (None, Local::WriteFailed { ckpt, reason });
         let meta = match gather::describe(&self.streams) {
             Ok(m) => m,
             Err(r) => return fail(r.join("; ")),
@@ -298,17 +312,25 @@ impl Link {
             Err(e) => return fail(e),
         };
         let bytes = meta.regions.iter().map(|r| r.end - r.start).sum();
-        let tx = tx.clone();
+        let frozen = match &taken {
+            Snapshot::Child { pid, .. } => Some(*pid),
+            Snapshot::Done(_) => None,
+        };
+        let (tx, part) = (tx.clone(), PathBuf::from(path));
         // The report is awaited beside this thread, which must go on to resume the application.
         let finish = move |taken: Snapshot| {
             let l = match taken.finish() {
                 Ok(w) => Local::Written { ckpt, bytes: w.bytes, digest: w.digest, file_len: w.file_len },
-                Err(reason) => Local::WriteFailed { ckpt, reason },
+                Err(reason) => {
+                    // What there is of it is in nobody's way.
+                    let _ = std::fs::remove_file(part);
+                    Local::WriteFailed { ckpt, reason }
+                }
             };
             let _ = tx.send(Event::Local(l));
         };
         match std::thread::Builder::new().name("stillpoint-out".into()).spawn(move || finish(taken)) {
-            Ok(_) => Local::Snapped { bytes },
+            Ok(_) => (frozen, Local::Snapped { bytes }),
             Err(e) => fail(format!("cannot wait for the image: {e}")),
         }
     }
