@@ -212,10 +212,16 @@ mod tests {
     #[test]
     fn a_checkpoint_before_the_time_limit_is_asked_for() {
         let lab = lab("limit");
-        script(&lab.0.join("bin/squeue"), "echo 0:30\n");
-        let out = step(&lab.0, &JOB, &["--on", "timelimit,preempt"], &["sleep", "3"]).output().unwrap();
+        // The step has no limit of its own; the job's four seconds are not all spent on a checkpoint.
+        let left = format!(
+            "case $2 in --steps=*) echo 'UNLIMITED|0:01'; exit;; esac\n\
+             cd {} && cat left 2>/dev/null || echo 0:04\necho 0:01 >left\n",
+            lab.0.display()
+        );
+        script(&lab.0.join("bin/squeue"), &left);
+        let out = step(&lab.0, &JOB, &["--on", "timelimit,preempt"], &["sleep", "5"]).output().unwrap();
         assert_eq!(out.status.code(), Some(0), "{}", said(&out));
-        assert!(said(&out).contains("30 s to the time limit; a checkpoint is taken"), "{}", said(&out));
+        assert!(said(&out).contains(" 1 s to the time limit; a checkpoint is taken"), "{}", said(&out));
     }
 
     #[test]
