@@ -138,6 +138,22 @@ fn a_job_is_saved_before_its_time_limit() {
     case.ends_right(&said);
 }
 
+/// A rank that does not answer until the time is over.
+#[test]
+fn a_time_limit_too_near_leaves_the_last_commit() {
+    let Some(case) = Case::new(2, 20 * ROUNDS) else { return };
+    let job = case.submit(&case.srun(""), &["--time=1", "--ckpt-interval=1h", "--ckpt-on=timelimit"]);
+    case.lab.wait(&job, &["RUNNING"], LIMIT);
+    let create = || ok(&case.lab.says(&["scontrol", "checkpoint", "create", &job]));
+    assert!(until(LIMIT, create), "{}", case.lab.logs());
+    hold(case.lab.processes("stillpoint-rank", "jacobi")[0]);
+    case.lab.wait(&job, &["TIMEOUT"], LIMIT);
+    let said = case.output();
+    assert!(said.contains("a checkpoint is taken"), "{said}\n{}", case.lab.logs());
+    assert!(said.contains("no checkpoint before the time limit, the last commit stands"), "{said}");
+    assert_eq!(newest(&case.lab.store()), 1);
+}
+
 /// The first of two steps that has its checkpoint does not take the other's chance: it is requeued when both have theirs.
 #[test]
 fn two_steps_are_saved_before_the_time_limit() {
