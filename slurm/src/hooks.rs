@@ -123,7 +123,7 @@ fn in_srun(sp: &Handle, given: &Given) -> c_int {
 }
 
 /// sbatch and salloc only check; the sruns inside act. What mpirun needs besides, salloc's shell gets here, and a batch script
-/// on its node: `sbatch --export=NONE` would take it away again.
+/// on its node.
 fn in_allocator(sp: &Handle, given: &Given) -> c_int {
     let variable = |name: &str| std::env::var_os(name);
     if let Some(run) = given.get(Which::Run) {
@@ -246,7 +246,8 @@ pub(crate) fn task_exit(sp: &Handle) -> c_int {
     0
 }
 
-/// The batch script, or the shell of salloc on its node: not wrapped, but what it calls may be mpirun.
+/// The batch script, or the shell of salloc on its node: not wrapped, but what it calls may be mpirun. Under `--export=NONE` the
+/// options are not seen here, though they are by srun; and that is right, as no variable reaches orted then.
 fn in_shell(sp: &Handle, given: &Given) {
     let variable = |name: &str| sp.get(name);
     if !given.asked(variable) || sp.get("SLURM_HET_SIZE").is_some_and(|n| n != "1") {

@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::process::{Ended, Running, without_copies};
+use crate::process::{Ended, Running, split_copies};
 use crate::program::{Program, path_text};
 use crate::{skipped, sources};
 
@@ -256,7 +256,7 @@ impl Lab {
                     || String::from_utf8_lossy(&env).contains(part))
         };
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
-        without_copies(all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is).collect())
+        split_copies(all.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(is).collect()).0
     }
 
     /// What all logs say that may explain a failure.

@@ -157,11 +157,11 @@ fn family(ancestor: u32, program: &str) -> (Vec<u32>, Vec<u32>) {
         fs::read_link(format!("/proc/{pid}/exe"))
             .is_ok_and(|exe| exe.file_name().is_some_and(|name| name == program))
     });
-    without_copies(family)
+    split_copies(family)
 }
 
-/// Of processes of one program, in order of their ids: those that none of them has made.
-pub(crate) fn without_copies(mut family: Vec<u32>) -> Vec<u32> {
+/// Of processes of one program, in order of their ids: those that none of them has made, and the others.
+pub(crate) fn split_copies(mut family: Vec<u32>) -> (Vec<u32>, Vec<u32>) {
     let is_copy = |pid: &&u32| parent(**pid).is_some_and(|above| family.contains(&above));
     let copies: Vec<u32> = family.iter().filter(is_copy).copied().collect();
     family.retain(|pid| !copies.contains(pid));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::cycle::{newest, until};
 use crate::lab::{Lab, ok};
-use crate::process::{Running, machine};
+use crate::process::{Ended, Running, machine};
 
 /// How long anything may take before it counts as hung.
 pub const LIMIT: Duration = Duration::from_secs(180);
@@ -49,6 +49,19 @@ impl Case {
     #[must_use]
     pub fn srun(&self, options: &str) -> String {
         format!("srun {} {options} {}", RANKS.join(" "), self.words.join(" "))
+    }
+
+    /// Asks again and again, for 20 s, until the command succeeds: a step comes to life in its own time.
+    #[must_use]
+    pub fn says_in_time(&self, words: &[&str]) -> Ended {
+        let mut said = self.lab.says(words);
+        until(Duration::from_secs(20), || {
+            ok(&said) || {
+                said = self.lab.says(words);
+                false
+            }
+        });
+        said
     }
 
     /// Waits for a commit newer than `than`, and returns its number.

@@ -127,13 +127,7 @@ fn scontrol_checkpoint_answers_when_the_checkpoint_is_durable() {
     let job = case.submit(&line, &[]);
     case.lab.wait(&job, &["RUNNING"], LIMIT);
     let store = case.lab.store();
-    let mut said = case.lab.says(&["scontrol", "checkpoint", "create", &job]);
-    until(Duration::from_secs(20), || {
-        ok(&said) || {
-            said = case.lab.says(&["scontrol", "checkpoint", "create", &job]);
-            false
-        }
-    });
+    let said = case.says_in_time(&["scontrol", "checkpoint", "create", &job]);
     assert!(ok(&said) && newest(&store) == 1, "{said:#?}\n{}", case.lab.logs());
     let said = case.lab.says(&["scontrol", "checkpoint", "create", &format!("{job}.0")]);
     assert!(ok(&said) && newest(&store) == 2, "{said:#?}");

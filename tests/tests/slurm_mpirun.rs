@@ -54,13 +54,7 @@ fn scontrol_checkpoint_reaches_the_ranks_of_mpirun() {
     let job = case.submit(&lines, &["--requeue", "--ckpt-interval=1h"]);
     let second = case.lab.store().join("2");
     assert!(until(LIMIT, || second.join("slurm.json").is_file()), "{}\n{}", case.output(), case.lab.logs());
-    let mut said = case.lab.says(&["scontrol", "checkpoint", "create", &job]);
-    until(Duration::from_secs(20), || {
-        ok(&said) || {
-            said = case.lab.says(&["scontrol", "checkpoint", "create", &job]);
-            false
-        }
-    });
+    let said = case.says_in_time(&["scontrol", "checkpoint", "create", &job]);
     assert!(ok(&said) && newest(&second) == 1, "{said:#?}\n{}", case.lab.logs());
     assert!(!said.stderr.contains("left alone"), "{said:#?}");
     // The job goes on in another life, by request.

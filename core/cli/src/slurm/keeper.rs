@@ -24,36 +24,20 @@ use stillpoint_storage::run::RunDir;
 use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job, Lock, bytes};
 use crate::launch::{Watch, is_result, spool_stdin};
-use crate::run::{every, say};
+use crate::run::say;
 use crate::slurm::choose::{Ended, From, RESULT, choose, run_info};
 use crate::slurm::identity::Index;
 use crate::slurm::job::{self, Ask, Whereabouts};
 use crate::slurm::mpirun::{Answer, Member};
 use crate::slurm::occasion::TimeLimit;
-use crate::slurm::start::{StartFile, Stdin};
+use crate::slurm::start::{Options, StartFile, Stdin};
 use crate::talk;
 
 /// Arguments of `slurm-mpirun`: the options that the plugin has left, and what rank 0 knows.
 #[derive(Debug, Args)]
 pub(crate) struct KeepArgs {
-    /// Time between checkpoints.
-    #[arg(long)]
-    interval: Option<String>,
-    /// Hours between two losses of a node, for --interval auto.
-    #[arg(long)]
-    mtbf: Option<f64>,
-    /// How many checkpoints are kept.
-    #[arg(long)]
-    keep: Option<u32>,
-    /// RUN, RUN@ID, or none.
-    #[arg(long)]
-    restart: Option<String>,
-    /// On what occasions besides.
-    #[arg(long, value_delimiter = ',')]
-    on: Vec<String>,
-    /// Copies.
-    #[arg(long)]
-    redundancy: Option<String>,
+    #[command(flatten)]
+    options: Options,
     /// Where node-local directories are made.
     #[arg(long)]
     local: Option<PathBuf>,
@@ -128,20 +112,20 @@ fn claim(
     index: &Index,
     json: bool,
 ) -> Result<Result<(Kept, Answer), u8>, Error> {
-    let (interval, auto) = every(given.interval.as_deref(), given.mtbf)?;
+    let model = given.options.model()?;
     let what = Description {
         info: run_info(&given.command, member.size, &["mpirun".into()])?,
         argv: bytes(&given.command),
         ranks: Some(member.size),
-        interval,
-        auto,
+        interval: model.interval,
+        auto: model.auto,
         restarts: 3,
-        keep: given.keep,
+        keep: model.keep,
         ..Description::default()
     };
     let ask: Ask<'_> = &job::ask;
     let around = Some((index, &member.life));
-    let chosen = match choose(home, &what, given.restart.as_deref(), around, ask, json)? {
+    let chosen = match choose(home, &what, given.options.restart.as_deref(), around, ask, json)? {
         Ok(chosen) => chosen,
         Err(status) => return Ok(Err(status)),
     };
@@ -158,15 +142,12 @@ fn claim(
     }
     let start = StartFile {
         incarnation,
-        interval,
-        auto,
-        keep: given.keep,
         restart,
         local: given.local.clone(),
         on: vec![],
-        redundancy: given.redundancy.clone(),
         index: Some(index.0.clone()),
         stdin: job.path("stdin").is_file().then_some(Stdin::Task(0)),
+        ..model.clone()
     };
     start.write(job)?;
     if let Some(w) = Whereabouts::of_mpirun(|n| std::env::var_os(n), &job.dir, incarnation, &member.token) {
@@ -186,7 +167,7 @@ fn claim(
         job: chosen.job,
         incarnation,
         slurm_job: member.life.job.clone(),
-        on_time_limit: given.on.iter().any(|o| o == "timelimit"),
+        on_time_limit: model.on.iter().any(|o| o == "timelimit"),
         _lock: chosen.lock,
     };
     Ok(Ok((kept, answer)))

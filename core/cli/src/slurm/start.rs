@@ -7,12 +7,52 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use stillpoint_storage::run::RunDir;
 
 use crate::catalog;
 use crate::error::Error;
 use crate::home::Job;
+use crate::run::every;
+
+/// What the user has asked for, as the plugin hands it on.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Time between checkpoints.
+    #[arg(long)]
+    interval: Option<String>,
+    /// Hours between two losses of a node, for --interval auto.
+    #[arg(long)]
+    mtbf: Option<f64>,
+    /// How many checkpoints are kept.
+    #[arg(long)]
+    keep: Option<u32>,
+    /// RUN, RUN@ID, or none.
+    #[arg(long)]
+    pub(crate) restart: Option<String>,
+    /// On what occasions besides.
+    #[arg(long, value_delimiter = ',')]
+    on: Vec<String>,
+    /// Copies.
+    #[arg(long)]
+    redundancy: Option<String>,
+}
+
+impl Options {
+    /// What of it the tasks of each start are told.
+    pub(crate) fn model(&self) -> Result<StartFile, Error> {
+        let (interval, auto) = every(self.interval.as_deref(), self.mtbf)?;
+        Ok(StartFile {
+            interval,
+            auto,
+            keep: self.keep,
+            on: self.on.clone(),
+            redundancy: self.redundancy.clone(),
+            ..StartFile::default()
+        })
+    }
+}
 
 /// What the tasks of one start are to know.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

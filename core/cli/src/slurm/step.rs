@@ -20,7 +20,7 @@ use crate::catalog::{self, Checkpoint};
 use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job};
 use crate::launch::{Watch, spool_stdin};
-use crate::run::{every, ranks_text, say};
+use crate::run::{ranks_text, say};
 use crate::signals::Heard;
 use crate::slurm::after::Around;
 use crate::slurm::args::{Input, understand};
@@ -30,29 +30,13 @@ use crate::slurm::job::{self, Ask, Whereabouts};
 use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, is_sure, judge, next};
 use crate::slurm::occasion::{Preemption, TimeLimit, Whose, interrupted};
 use crate::slurm::scancel::Cancelled;
-use crate::slurm::start::{StartFile, Stdin};
+use crate::slurm::start::{Options, StartFile, Stdin};
 
 /// Arguments of `slurm-step`, which the plugin gives.
 #[derive(Debug, Args)]
 pub(crate) struct StepArgs {
-    /// Time between checkpoints.
-    #[arg(long)]
-    interval: Option<String>,
-    /// Hours between two losses of a node, for --interval auto.
-    #[arg(long)]
-    mtbf: Option<f64>,
-    /// How many checkpoints are kept.
-    #[arg(long)]
-    keep: Option<u32>,
-    /// RUN, RUN@ID, or none.
-    #[arg(long)]
-    restart: Option<String>,
-    /// On what occasions besides.
-    #[arg(long, value_delimiter = ',')]
-    on: Vec<String>,
-    /// Copies.
-    #[arg(long)]
-    redundancy: Option<String>,
+    #[command(flatten)]
+    options: Options,
     /// The real srun.
     #[arg(long)]
     srun: PathBuf,
@@ -74,28 +58,30 @@ struct Step<'a> {
 }
 
 pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8, Error> {
-    let (interval, auto) = every(given.interval.as_deref(), given.mtbf)?;
     job::are_beside(&given.srun);
     let var = |n: &str| std::env::var_os(n);
     let life = Life::around(var);
     let index = Index::usual().ok();
     let understood = understand(&given.args, var("SLURM_STDINMODE").as_deref());
-    let mut model = StartFile {
-        interval,
-        auto,
-        keep: given.keep,
-        on: given.on.clone(),
-        redundancy: given.redundancy.clone(),
-        index: index.as_ref().map(|i| i.0.clone()),
-        ..StartFile::default()
+    let mut model = StartFile { index: index.as_ref().map(|i| i.0.clone()), ..given.options.model()? };
+    let what = Description {
+        interval: model.interval,
+        auto: model.auto,
+        keep: model.keep,
+        ..description(&given.args)?
     };
-    let what = Description { interval, auto, keep: given.keep, ..description(&given.args)? };
     let ask: Ask<'_> = &job::ask;
-    let chosen =
-        match choose(home, &what, given.restart.as_deref(), index.as_ref().zip(life.as_ref()), ask, json)? {
-            Ok(chosen) => chosen,
-            Err(status) => return Ok(status),
-        };
+    let chosen = match choose(
+        home,
+        &what,
+        given.options.restart.as_deref(),
+        index.as_ref().zip(life.as_ref()),
+        ask,
+        json,
+    )? {
+        Ok(chosen) => chosen,
+        Err(status) => return Ok(status),
+    };
     // Also where a former life of the job ended while it read: nothing has run on it yet.
     let anew = !matches!(chosen.from, From::Checkpoint(_)) && !chosen.job.path("stdin").is_file();
     if anew && understood.input != Input::None {
