@@ -71,36 +71,58 @@ pub(crate) fn demo(words: &[&str]) -> Outcome {
     }
     let found = thermo(&disturbed.join("log.lammps"))?;
 
-    let same = expected == found;
     println!("\n== 3. result ==");
-    for (line, other) in expected.iter().zip(&found).rev().take(3).rev() {
-        println!("  undisturbed  {line}\n  restarted    {other}");
-    }
-    let history = history(&store);
-    let all = |key| history.iter().filter_map(move |line| number(line, key)).collect::<Vec<f64>>();
-    let (stopped, bytes, restart) = (all("stopped_ns"), all("bytes"), all("restart_ns"));
-    println!();
-    println!(
-        "  rank process killed            {} ({:.1} s after the start of the job), newest checkpoint {}",
+    let killed = format!(
+        "{} ({:.1} s after the start of the job), newest checkpoint {}",
         killed.pid,
         killed.after.as_secs_f64(),
         killed.newest
     );
-    println!("  checkpoints taken              {}", stopped.len());
-    println!("  application stood still        {} ms a checkpoint", span(&stopped, 1e6));
-    println!("  image size, all ranks          {} MiB", span(&bytes, f64::from(1 << 20)));
-    println!("  restart, first rank to running {} ms", span(&restart, 1e6));
-    println!("  undisturbed run                {:.1} s", native.as_secs_f64());
-    println!("  with checkpoints and a loss    {:.1} s", took.as_secs_f64());
-    println!(
-        "  thermo lines                   {} of {} identical",
-        identical(&expected, &found),
-        expected.len()
-    );
+    let first = [("rank process killed", killed)];
+    let same = Report { expected: &expected, found: &found, store: &store, native, took }.print(&first);
     if same {
         Ok(())
     } else {
         Err(format!("the results differ (seed {seed}); both logs are in {}", work.display()))
+    }
+}
+
+/// What a demo ends with.
+pub(crate) struct Report<'a> {
+    /// Thermo lines of the undisturbed run.
+    pub(crate) expected: &'a [String],
+    /// Those of the other.
+    pub(crate) found: &'a [String],
+    /// Where its checkpoints are.
+    pub(crate) store: &'a Path,
+    pub(crate) native: Duration,
+    pub(crate) took: Duration,
+}
+
+impl Report<'_> {
+    /// Prints the last lines of both, and a table that begins with these rows. Whether the lines are the same.
+    pub(crate) fn print(&self, first: &[(&str, String)]) -> bool {
+        let Self { expected, found, .. } = self;
+        for (line, other) in expected.iter().zip(*found).rev().take(3).rev() {
+            println!("  undisturbed  {line}\n  restarted    {other}");
+        }
+        let history = history(self.store);
+        let all = |key| history.iter().filter_map(move |line| number(line, key)).collect::<Vec<f64>>();
+        let (stopped, bytes, restart) = (all("stopped_ns"), all("bytes"), all("restart_ns"));
+        let rows = [
+            ("checkpoints taken", stopped.len().to_string()),
+            ("application stood still", format!("{} ms a checkpoint", span(&stopped, 1e6))),
+            ("image size, all ranks", format!("{} MiB", span(&bytes, f64::from(1 << 20)))),
+            ("restart, first rank to running", format!("{} ms", span(&restart, 1e6))),
+            ("undisturbed run", format!("{:.1} s", self.native.as_secs_f64())),
+            ("with checkpoints and a loss", format!("{:.1} s", self.took.as_secs_f64())),
+            ("thermo lines", format!("{} of {} identical", identical(expected, found), expected.len())),
+        ];
+        println!();
+        for (what, value) in first.iter().chain(&rows) {
+            println!("  {what:<30} {value}");
+        }
+        expected == found
     }
 }
 
@@ -216,7 +238,7 @@ pub(crate) fn number(line: &str, key: &str) -> Option<f64> {
 }
 
 /// Smallest, middle and largest of some numbers.
-pub(crate) fn span(numbers: &[f64], unit: f64) -> String {
+fn span(numbers: &[f64], unit: f64) -> String {
     let mut sorted: Vec<f64> = numbers.iter().map(|number| number / unit).collect();
     sorted.sort_unstable_by(f64::total_cmp);
     match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
@@ -270,7 +292,7 @@ fn table(text: &str) -> Vec<String> {
         .collect()
 }
 
-pub(crate) fn identical(one: &[String], other: &[String]) -> usize {
+fn identical(one: &[String], other: &[String]) -> usize {
     one.iter().zip(other).filter(|(left, right)| left == right).count()
 }
 

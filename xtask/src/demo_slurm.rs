@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::command::{root, run};
-use crate::demo::{Random, history, identical, lammps, newest, number, prepare, span, thermo};
+use crate::demo::{Random, Report, history, lammps, newest, number, prepare, thermo};
 use crate::{Outcome, install, setup};
 
 const SHAPE: [&str; 3] = ["-N2", "--ntasks-per-node=2", "--mpi=pmix"];
@@ -162,26 +162,13 @@ pub(crate) fn demo(seed: u64) -> Outcome {
 
     println!("\n== 4. result ==");
     print!("{}", out(&disturbed));
-    for (one, other) in expected.iter().zip(&found).rev().take(3).rev() {
-        println!("  undisturbed  {one}\n  restarted    {other}");
-    }
-    let history = history(&lab.store());
-    let all = |key| history.iter().filter_map(move |line| number(line, key)).collect::<Vec<f64>>();
-    println!();
-    println!("  node killed                    {node}, newest checkpoint {before}");
-    println!("  Slurm requeued after           {:.1} s", noticed.as_secs_f64());
-    println!("  solver running again after     {:.1} s", running.as_secs_f64());
-    println!("  checkpoints taken              {}", all("stopped_ns").len());
-    println!("  application stood still        {} ms a checkpoint", span(&all("stopped_ns"), 1e6));
-    println!("  image size, all ranks          {} MiB", span(&all("bytes"), f64::from(1 << 20)));
-    println!("  undisturbed run                {:.1} s", native.as_secs_f64());
-    println!("  with checkpoints and a loss    {:.1} s", took.as_secs_f64());
-    println!(
-        "  thermo lines                   {} of {} identical",
-        identical(&expected, &found),
-        expected.len()
-    );
-    if expected == found {
+    let first = [
+        ("node killed", format!("{node}, newest checkpoint {before}")),
+        ("Slurm requeued after", format!("{:.1} s", noticed.as_secs_f64())),
+        ("solver running again after", format!("{:.1} s", running.as_secs_f64())),
+    ];
+    let store = lab.store();
+    if (Report { expected: &expected, found: &found, store: &store, native, took }).print(&first) {
         Ok(())
     } else {
         Err(format!("the results differ (seed {seed}); both logs are in {}", lab.work().display()))
