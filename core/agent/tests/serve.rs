@@ -10,7 +10,7 @@ mod fake;
 #[cfg(test)]
 mod tests {
     use crate::fake::{self, Habit, send, take};
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
     use std::fs;
     use std::os::unix::net::UnixStream;
     use std::path::PathBuf;
@@ -92,6 +92,9 @@ mod tests {
 
     impl Drop for Job {
         fn drop(&mut self) {
+            // A test that has failed leaves the store waiting for a reader.
+            let history = self.path.join("history.jsonl");
+            let _reader = rustix::fs::open(history, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
             // It may be ending already.
             if let Ok(mut s) = self.run.connect() {
                 let _ = message::write(&mut s, &ToAgent::Command(Command::Shutdown));
@@ -316,6 +319,8 @@ mod tests {
     #[test]
     fn a_hello_is_refused_when_nobody_can_tell_which_start_is_the_latest() {
         let job = Job::start("unseen", &[]);
+        // It has looked for itself by then.
+        job.ask(Command::Status);
         fs::remove_dir(job.path.join("restarts")).unwrap();
         fs::write(job.path.join("restarts"), "").unwrap();
         let (_, refused) = rank(&job, 0, 1, 0, Habit::Good);
