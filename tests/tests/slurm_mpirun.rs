@@ -40,7 +40,7 @@ fn the_same_line_goes_on_after_a_requeue() {
 
 #[test]
 fn the_same_line_goes_on_when_the_node_of_orted_was_lost() {
-    requeued(1, true);
+    requeued(1, false);
 }
 
 /// What mpirun started is one run, by job and by the step of orted; what had ended is not run again; standard input of a file is
