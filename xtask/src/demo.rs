@@ -78,7 +78,9 @@ pub(crate) fn demo(words: &[&str]) -> Outcome {
         killed.after.as_secs_f64(),
         killed.newest
     );
-    let first = [("rank process killed", killed)];
+    let restart: Vec<f64> = history(&store).iter().filter_map(|line| number(line, "restart_ns")).collect();
+    let restart = format!("{} ms", span(&restart, 1e6));
+    let first = [("rank process killed", killed), ("restart, first rank to running", restart)];
     let same = Report { expected: &expected, found: &found, store: &store, native, took }.print(&first);
     if same {
         Ok(())
@@ -108,12 +110,11 @@ impl Report<'_> {
         }
         let history = history(self.store);
         let all = |key| history.iter().filter_map(move |line| number(line, key)).collect::<Vec<f64>>();
-        let (stopped, bytes, restart) = (all("stopped_ns"), all("bytes"), all("restart_ns"));
+        let (stopped, bytes) = (all("stopped_ns"), all("bytes"));
         let rows = [
             ("checkpoints taken", stopped.len().to_string()),
             ("application stood still", format!("{} ms a checkpoint", span(&stopped, 1e6))),
             ("image size, all ranks", format!("{} MiB", span(&bytes, f64::from(1 << 20)))),
-            ("restart, first rank to running", format!("{} ms", span(&restart, 1e6))),
             ("undisturbed run", format!("{:.1} s", self.native.as_secs_f64())),
             ("with checkpoints and a loss", format!("{:.1} s", self.took.as_secs_f64())),
             ("thermo lines", format!("{} of {} identical", identical(expected, found), expected.len())),
