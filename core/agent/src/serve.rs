@@ -383,7 +383,7 @@ impl Agent<'_> {
                 m.stopped_ns / 1000,
                 m.total_ns / 1_000_000
             );
-            if let Some(next) = self.coord.interval() {
+            if let Some(next) = self.coord.found_interval() {
                 tracing::info!("the next one in {} ms", next / 1_000_000);
             }
         } else {

@@ -427,6 +427,11 @@ impl Coordinator {
         self.config.interval.filter(|_| !self.paused)
     }
 
+    /// The same where it is found and not given.
+    pub fn found_interval(&self) -> Option<Nanos> {
+        self.config.auto.and(self.interval())
+    }
+
     /// No rank is connected or awaited.
     pub fn ended(&self) -> bool {
         self.outcome.ended
