@@ -108,7 +108,10 @@ impl Args {
         Ok(Args {
             run: run.filter(|r| !r.is_empty()).ok_or_else(|| format!("no run directory; {USAGE}"))?.into(),
             local: local.filter(|l| !l.is_empty()).map(PathBuf::from),
-            burst: burst.filter(|b| !b.is_empty() && b != "none").map(PathBuf::from),
+            // As it is meant where the agent is started, which goes elsewhere.
+            burst: burst
+                .filter(|b| !b.is_empty() && b != "none")
+                .map(|b| std::path::absolute(&b).unwrap_or_else(|_| b.into())),
             burst_rate: burst_rate.filter(|r| !r.is_empty()).map(|r| bytes(&r)).transpose()?,
             config,
             keep: match keep.as_deref() {

@@ -188,7 +188,11 @@ fn work(shop: &Shop, queue: &Receiver<Task>) {
             Task::Copy { order, said, over } => {
                 let Order { ckpt, rank, here, there } = &order;
                 let begun = Instant::now();
-                let result = copy(here, there, said, &mut pace(shop, &order, &over));
+                // Where it is over already, the directory it goes to is being removed.
+                let result = match over.load(SeqCst) {
+                    true => Err(StoreError::Cancelled),
+                    false => copy(here, there, said, &mut pace(shop, &order, &over)),
+                };
                 tracing::debug!("rank {rank}: {} bytes in {:?}: {result:?}", said.len, begun.elapsed());
                 let result = match result {
                     // Nobody waits for it.

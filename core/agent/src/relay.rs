@@ -216,7 +216,8 @@ pub(crate) fn relay(
         // A writer that is gone has ended the stream, which the reader reports.
         drop(sent);
         let copies = burst.as_ref().is_some_and(|b| !b.is_idle());
-        if links.is_empty() && !copies && idle_since.elapsed() > patience {
+        // What a copy has come to is in the inputs before it counts as none.
+        if links.is_empty() && !copies && inputs.is_empty() && idle_since.elapsed() > patience {
             break End::Done;
         }
     };

@@ -15,7 +15,7 @@ use crate::store::{Order, Restarted, Store, chain};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixListener;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::message::{Command, FromAgent, FromRank, JobOutcome, Outcome, Reply, ToAgent, ToRank};
 use stillpoint_coord::state::{Action, Conn, Coordinator, Event, Image, OWN};
@@ -26,8 +26,13 @@ use stillpoint_storage::run::{PAUSED, RunDir};
 /// Time between two looks for a later root, while a rank is missing.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// For so long a look at the latest start is good.
+const GOOD: Duration = Duration::from_secs(1);
+
 struct Agent<'a> {
     run: &'a RunDir,
+    /// The latest start that was seen, when, and when the directory that tells had changed last.
+    latest: (u32, Instant, Option<SystemTime>),
     claim: Option<(Roots, u32)>,
     coord: Coordinator,
     links: BTreeMap<Conn, Link>,
@@ -117,7 +122,8 @@ fn root(
     }
     let store = Store::start(run.clone(), ours.clone(), args.keep, to.clone());
     let zero = Instant::now();
-    let mut coord = Coordinator::new(args.config.clone(), run.incarnation()?, 0);
+    let latest = run.incarnation()?;
+    let mut coord = Coordinator::new(args.config.clone(), latest, 0);
     if let Ok(former) = run.read_json::<JobOutcome>("outcome.json") {
         coord.succeed(&former);
     }
@@ -126,6 +132,7 @@ fn root(
     tracing::info!("listening; incarnation {}", coord.incarnation());
     let mut agent = Agent {
         run,
+        latest: (latest, zero, None),
         claim: ours,
         coord,
         links: BTreeMap::new(),
@@ -252,14 +259,9 @@ impl Agent<'_> {
                 if let FromRank::Hello { incarnation, restored, .. } = message {
                     self.restored.set(restored || self.restored.get());
                     // Claimed by a start whose ranks may not have come yet (INV-4).
-                    let denied = match self.run.incarnation() {
-                        Ok(claimed) if incarnation < claimed => {
-                            Some(format!("incarnation {incarnation} is over, {claimed} was claimed"))
-                        }
-                        Ok(_) => None,
-                        Err(e) => Some(format!("cannot see which start is the latest: {}", chain(&e))),
-                    };
-                    if let Some(reason) = denied {
+                    let claimed = self.claimed();
+                    if incarnation < claimed {
+                        let reason = format!("incarnation {incarnation} is over, {claimed} was claimed");
                         tracing::warn!("connection {conn}: {reason}");
                         self.send(conn, ToRank::Denied { reason });
                         self.links.remove(&conn);
@@ -285,6 +287,22 @@ impl Agent<'_> {
             },
         }
         None
+    }
+
+    /// The latest start, as seen a second ago at the earliest: thousands of ranks may come at once, and each look changes a directory
+    /// that all nodes share. When nobody can look now, what was seen last stands; the commit looks again, and refuses then.
+    fn claimed(&mut self) -> u32 {
+        let (seen, at, then) = self.latest;
+        let changed = || std::fs::metadata(self.run.path().join("restarts")).and_then(|m| m.modified()).ok();
+        if then.is_some() && at.elapsed() < GOOD && changed() == then {
+            return seen;
+        }
+        let now = self.run.incarnation().unwrap_or_else(|e| {
+            tracing::warn!("cannot see which start is the latest, {seen} was: {}", chain(&e));
+            seen
+        });
+        self.latest = (now, Instant::now(), changed());
+        now
     }
 
     /// What a rank says; of an image on this node's disk, that it is there.

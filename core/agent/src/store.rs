@@ -140,7 +140,13 @@ fn obey(run: &RunDir, claim: Option<&(Roots, u32)>, keep: usize, order: Order, t
             }
         }
         Order::Look => look(claim, to),
-        Order::Restarted(line) => note(run, &line),
+        Order::Restarted(line) => {
+            note(run, &line);
+            let told = claim.map(|(roots, mine)| roots.began(*mine, line.incarnation));
+            if let Some(Err(e)) = told {
+                tracing::warn!("tell others which start this is: {}", chain(&e));
+            }
+        }
     }
 }
 

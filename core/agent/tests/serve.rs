@@ -317,15 +317,17 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_is_refused_when_nobody_can_tell_which_start_is_the_latest() {
+    fn a_hello_is_taken_by_the_last_look_when_nobody_can_look_and_the_commit_is_refused() {
         let job = Job::start("unseen", &[]);
         // It has looked for itself by then.
         job.ask(Command::Status);
         fs::remove_dir(job.path.join("restarts")).unwrap();
         fs::write(job.path.join("restarts"), "").unwrap();
-        let (_, refused) = rank(&job, 0, 1, 0, Habit::Good);
-        let seen = refused.join().unwrap();
-        assert!(seen[0].contains("cannot see which start is the latest"), "{seen:?}");
+        let _ranks = all(&job, 2, 0, Habit::Good);
+        job.wait("both ranks", |s| s.running && s.size == 2);
+        let Reply::Checkpoint(Err(why)) = job.ask(Command::Checkpoint { stop: false }) else { panic!() };
+        assert!(why[0].contains("restarts"), "{why:?}");
+        assert!(job.run.newest().unwrap().0.is_none());
     }
 
     #[test]

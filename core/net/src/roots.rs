@@ -50,6 +50,17 @@ fn at(what: &'static str, path: &Path) -> impl Fn(std::io::Error) -> NetError {
     move |source| NetError::File { what, path: path.into(), source }
 }
 
+/// A root's file, whole and durable, under a name that nobody looks for.
+fn draft(dir: &Path, root: &Root) -> Result<(PathBuf, File)> {
+    let draft = dir.join(format!(".draft.{}.{}", root.host, root.pid));
+    let _ = std::fs::remove_file(&draft);
+    let text = serde_json::to_vec_pretty(root).map_err(|e| at("write", &draft)(e.into()))?;
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
+    let mut file = file.map_err(at("make", &draft))?;
+    file.write_all(&text).and_then(|()| file.sync_all()).map_err(at("write", &draft))?;
+    Ok((draft, file))
+}
+
 fn folder(run: &RunDir) -> PathBuf {
     run.path().join("roots")
 }
@@ -108,12 +119,7 @@ impl Roots {
     pub fn claim(&self, number: u32, root: &Root) -> Result<bool> {
         let dir = folder(&self.run);
         let path = dir.join(format!("{number:06}.json"));
-        let draft = dir.join(format!(".draft.{}.{}", root.host, root.pid));
-        let _ = std::fs::remove_file(&draft);
-        let text = serde_json::to_vec_pretty(root).map_err(|e| at("write", &draft)(e.into()))?;
-        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
-        let mut file = file.map_err(at("make", &draft))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(at("write", &draft))?;
+        let (draft, file) = draft(&dir, root)?;
         let linked = std::fs::hard_link(&draft, &path);
         // The answer of a network file system may be lost: what counts is whether the link is there (open(2), O_EXCL).
         let ours = file.metadata().is_ok_and(|m| m.nlink() == 2);
@@ -128,6 +134,15 @@ impl Roots {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
             Err(e) => Err(at("claim", &path)(e)),
         }
+    }
+
+    /// Root `number` serves a later start now: who looks for it must not take it for one of an earlier one.
+    pub fn began(&self, number: u32, incarnation: u32) -> Result<()> {
+        let name = format!("roots/{number:06}.json");
+        let root = Root { incarnation, ..self.run.read_json(&name)? };
+        let path = self.run.path().join(name);
+        let (draft, _) = draft(&folder(&self.run), &root)?;
+        std::fs::rename(&draft, &path).map_err(at("replace", &path))
     }
 
     /// Notes that root `number` ended in order.
@@ -176,6 +191,9 @@ pub(crate) mod tests {
         assert!(!roots.claim(1, &root("b")).unwrap());
         let newest = roots.newest_now().unwrap().unwrap();
         assert_eq!((newest.number, newest.ended, newest.root.unwrap().token), (1, false, "a".to_owned()));
+        roots.began(1, 7).unwrap();
+        let newest = roots.newest_now().unwrap().unwrap().root.unwrap();
+        assert_eq!((newest.incarnation, newest.token), (7, "a".to_owned()));
         roots.end(1).unwrap();
         assert!(roots.newest().unwrap().unwrap().ended);
         for n in 2..40 {
