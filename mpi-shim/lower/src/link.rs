@@ -281,6 +281,8 @@ impl Link {
                 let stopped = l == Local::Stopped;
                 queue.extend(client.on_local(l));
                 if stopped {
+                    // Whom a cut exchange did not reach must be known upstairs before the next one is prepared.
+                    work.left.hand_over();
                     queue.extend(client.on_local(counts()));
                 }
             }

@@ -63,6 +63,20 @@ impl Coordinator {
             return;
         }
         if self.is_cut() {
+            // Who asks need not wait for one that does not move.
+            if self.now.saturating_sub(self.last_end) > self.config.drain {
+                let owing = self.live().filter(|(_, r)| r.owes).map(|(n, _)| {
+                    format!("rank {n} has not said yet how far the drain reached it that was given up")
+                });
+                let owing: Vec<String> = owing.collect();
+                for (asker, stop) in std::mem::take(&mut self.queue) {
+                    if asker.is_warning() {
+                        self.queue.push_back((asker, stop));
+                    } else {
+                        self.answer(asker, Err(owing.clone()));
+                    }
+                }
+            }
             return;
         }
         let due = self.interval().is_some_and(|i| self.now >= self.last_end.saturating_add(i));
