@@ -96,6 +96,12 @@ impl Drain {
     }
 }
 
+/// Of one whom nobody ends but by a signal.
+pub(crate) fn pause(t: Duration) -> bool {
+    std::thread::sleep(t);
+    false
+}
+
 /// `slurm-hold`, on a node where no rank is left: waits as long as a checkpoint is under way that somebody may go on from.
 /// When all ranks of the job have ended well, nobody will.
 pub(crate) fn hold(run: &Path) {

@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use stillpoint_storage::run::RunDir;
 
 use crate::catalog;
+use crate::drain::{Drain, pause};
 use crate::error::Error;
 use crate::home::{Home, split};
 use crate::run::{drive, every, say};
@@ -31,6 +32,7 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
     what.restarts = change.restarts.unwrap_or(what.restarts);
     what.launch_with = change.launcher.or(what.launch_with);
     let _lock = job.lock()?;
+    Drain::new().wait(&job, json, &mut pause);
     // Before the choice: an agent that still ends must not commit anything behind it (INV-4).
     let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
     let from = match id {

@@ -83,7 +83,11 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
         interval,
         auto,
         restarts: args.restarts,
-        burst: args.burst.or_else(|| std::env::var_os("STILLPOINT_BURST").map(Into::into)),
+        // Ranks may start elsewhere.
+        burst: args
+            .burst
+            .or_else(|| std::env::var_os("STILLPOINT_BURST").map(Into::into))
+            .map(|b| if b.as_os_str() == "none" { b } else { std::path::absolute(&b).unwrap_or(b) }),
         slurm: false,
         keep: None,
     };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use stillpoint_storage::run::{RunDir, RunInfo};
 
 use crate::catalog::{self, Checkpoint};
-use crate::drain::Drain;
+use crate::drain::{Drain, pause};
 use crate::error::Error;
 use crate::home::{Description, Home, Job, Lock, bytes, split};
 use crate::run::say;
@@ -87,7 +87,10 @@ pub(crate) fn choose(
             if let Some(view) = job::look(ask, &life.job).filter(|v| v.state != "CONFIGURING") {
                 index.begin(life, &view.start)?;
             }
-            let hash = digest(Path::new(&what.info.cwd), &what.argv());
+            let mut words = what.argv();
+            // The command line of an mpirun is its program's alone: two of them may differ in this only.
+            words.extend(what.ranks.map(|n| OsString::from(format!("-n{n}"))));
+            let hash = digest(Path::new(&what.info.cwd), &words);
             Some(index.claim(life, &hash, &streams())?)
         }
         None => None,
@@ -107,10 +110,7 @@ pub(crate) fn choose(
         // earlier one (INV-4).
         let lock = lock_in(&job, Duration::from_secs(5));
         // Agents of the former life may still be at it, on nodes that are left.
-        Drain::new().wait(&job, json, &mut |t| {
-            std::thread::sleep(t);
-            false
-        });
+        Drain::new().wait(&job, json, &mut pause);
         let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
         let from = match newest(&job, json) {
             Ok(c) => From::Checkpoint(c.into()),
@@ -131,6 +131,7 @@ pub(crate) fn choose(
             let job = home.job(name)?;
             same_program(&job, what)?;
             let lock = job.lock()?;
+            Drain::new().wait(&job, json, &mut pause);
             let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
             let c = match id {
                 Some(_) => {

@@ -26,6 +26,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use stillpoint_storage::run::host;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
@@ -120,7 +121,8 @@ impl Place {
 /// Writes a file whole, or not at all.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
+    // Nodes of one kind give the same numbers.
+    name.push(format!(".{}.{}", host(), std::process::id()));
     let new = path.with_file_name(name);
     let done = private_file(&new, false)
         .and_then(|mut f| {

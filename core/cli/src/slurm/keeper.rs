@@ -21,9 +21,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, setsid}
 use stillpoint_coord::message::{JobOutcome, JobStatus, Presence};
 use stillpoint_storage::run::RunDir;
 
+use crate::drain::{Drain, pause};
 use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job, Lock, bytes};
-use crate::launch::{Watch, is_result, spool_stdin};
+use crate::launch::{Watch, spool_stdin};
 use crate::run::say;
 use crate::slurm::choose::{Ended, From, RESULT, choose, run_info};
 use crate::slurm::identity::Index;
@@ -215,11 +216,22 @@ impl Kept {
                 }
             }
         }
-        if let Some(status) = self.outcome().as_ref().and_then(result) {
-            let ended = Ended { status, incarnation: self.incarnation };
-            RunDir::open(&self.job.dir)?.write_json(RESULT, &ended)?;
+        let status = self.outcome().as_ref().and_then(result);
+        // What Slurm has told to end may end well, and is not done.
+        let by_itself =
+            || job::look(ask, &self.slurm_job).is_some_and(|v| v.state == "RUNNING" && !v.preempted);
+        match status {
+            Some(status) if by_itself() => {
+                let ended = Ended { status, incarnation: self.incarnation };
+                RunDir::open(&self.job.dir)?.write_json(RESULT, &ended)?;
+            }
+            // Somebody may go on from it.
+            _ => Drain::new().wait(&self.job, json, &mut pause),
         }
-        talk::shutdown(&self.job);
+        // A later life of the job may have its agent by now.
+        if talk::outcome(&self.job).is_ok_and(|o| o.incarnation == self.incarnation) {
+            talk::shutdown(&self.job);
+        }
         Ok(0)
     }
 
@@ -230,6 +242,7 @@ impl Kept {
         let (mut looks, mut quiet) = (0, 0);
         loop {
             match talk::outcome(&self.job) {
+                Ok(o) if o.incarnation > self.incarnation => return None,
                 Ok(o) if o.incarnation == self.incarnation && o.ended => return Some(o),
                 // mpirun ends the others when one has failed by itself: that one's goodbye may still come.
                 Ok(o) if o.restart && looks >= 20 => return Some(o),
@@ -258,9 +271,10 @@ fn result(o: &JobOutcome) -> Option<u8> {
     let failed =
         o.abort.iter().chain(&o.exited).map(|(_, c)| u8::try_from(c & 0xff).unwrap_or(255)).find(|c| *c != 0);
     match failed {
-        _ if o.stopped_at.is_some() => None,
-        Some(status) if is_result(o, status) => Some(status),
-        None if o.ended && !o.restart && o.lost.is_empty() => Some(0),
+        // What ranks do because others were lost is no result.
+        _ if o.stopped_at.is_some() || o.restart => None,
+        Some(status) => Some(status),
+        None if o.ended && o.lost.is_empty() => Some(0),
         _ => None,
     }
 }
@@ -288,7 +302,9 @@ mod tests {
         assert_eq!(result(&done), Some(0));
         let lost = JobOutcome { lost: vec![1], restart: true, ended: true, ..o.clone() };
         assert_eq!(result(&lost), None);
-        let failed = JobOutcome { exited: vec![(1, 3)], lost: vec![0], ..lost };
+        let because = JobOutcome { exited: vec![(0, 1)], ..lost.clone() };
+        assert_eq!(result(&because), None, "it ended because the other was lost");
+        let failed = JobOutcome { exited: vec![(1, 3)], lost: vec![0], restart: false, ..lost };
         assert_eq!(result(&failed), Some(3), "mpirun has ended the other");
         let aborted = JobOutcome { abort: Some((0, 7)), ended: true, ..o.clone() };
         assert_eq!(result(&aborted), Some(7));

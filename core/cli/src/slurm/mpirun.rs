@@ -172,7 +172,8 @@ fn begin(args: &[OsString]) -> Result<Becomes, Error> {
         // The step of orted: which run it is, for `scontrol checkpoint JOB.STEP`.
         if let Some(w) = Whereabouts::of_mpirun(var, &run, incarnation, &member.token) {
             if w.step != Whereabouts::BATCH {
-                w.announce(&index, &w.step)?;
+                // Each node's first rank writes the same; without it only the job's name reaches this run.
+                let _ = w.announce(&index, &w.step);
             }
         }
     }

@@ -282,21 +282,23 @@ impl Front<'_> {
     fn checkpoint(&self, found: &[Found], stop: bool) -> Told {
         let mut told = Told::default();
         let (to, from) = channel();
-        let mut open: Vec<&str> = vec![];
-        for f in found {
+        // By number: two mpiruns beside a job's script have one name.
+        let mut open: Vec<usize> = vec![];
+        for (n, f) in found.iter().enumerate() {
             if f.run.path(PAUSED).exists() {
                 told.fail(format!("{}: checkpoints are disabled (scontrol checkpoint enable)", f.name));
                 continue;
             }
-            open.push(&f.name);
-            let (f, to) = (f.clone(), to.clone());
-            std::thread::spawn(move || to.send((f.name.clone(), checkpoint::ask(&f.run, stop))));
+            open.push(n);
+            let (run, to) = (f.run.clone(), to.clone());
+            std::thread::spawn(move || to.send((n, checkpoint::ask(&run, stop))));
         }
         let until = self.request.max_wait.map(|w| Instant::now() + w);
         while !open.is_empty() {
             let left = until.map_or(Duration::MAX / 4, |u| u.saturating_duration_since(Instant::now()));
-            let Ok((name, result)) = from.recv_timeout(left.min(Duration::from_secs(1 << 30))) else { break };
-            open.retain(|n| **n != *name);
+            let Ok((n, result)) = from.recv_timeout(left.min(Duration::from_secs(1 << 30))) else { break };
+            open.retain(|o| *o != n);
+            let name = &found[n].name;
             match result {
                 Ok(Ok(id)) => told.out.push(format!("{name}: checkpoint {id}")),
                 Ok(Err(reasons)) => {
@@ -309,7 +311,7 @@ impl Front<'_> {
                 Err(e) => told.fail(format!("{name}: {}", chain(&e))),
             }
         }
-        for name in open {
+        for name in open.into_iter().map(|n| &found[n].name) {
             told.fail(format!("{name}: not durable within MaxWait; the checkpoint goes on"));
         }
         told
