@@ -180,5 +180,7 @@ fn an_agent_in_a_control_group_finishes_its_copy() {
     let ended = step.wait(LIMIT);
     assert!(ok(&ended) && ended.stderr.contains("from checkpoint 1"), "{ended:#?}\n{}", lab.logs());
     let native = native.wait(LIMIT).stdout;
-    assert_eq!(ended.stdout, native.repeat(2));
+    // The other rank may have come to its end before.
+    let times = ended.stdout.len() / native.len();
+    assert!((2..=3).contains(&times) && ended.stdout == native.repeat(times), "{ended:#?}");
 }
