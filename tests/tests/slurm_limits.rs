@@ -157,7 +157,8 @@ fn a_time_limit_too_near_leaves_the_last_commit() {
 /// The first of two steps that has its checkpoint does not take the other's chance: it is requeued when both have theirs.
 #[test]
 fn two_steps_are_saved_before_the_time_limit() {
-    let Some(case) = Case::new(2, 2 * ROUNDS) else { return };
+    // Longer than the time, also where nothing else runs.
+    let Some(case) = Case::new(2, 3 * ROUNDS) else { return };
     let step = |interval: &str| {
         let solver = case.words.join(" ");
         format!("srun -N1 -n2 --exact --mpi=pmix --ckpt-on=timelimit --ckpt-interval={interval} {solver} &")
