@@ -21,12 +21,11 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 use stillpoint_abi::ids::{CkptId, Rank};
-use stillpoint_coord::state::{Conn, OWN};
-use stillpoint_storage::commit::image_at;
+use stillpoint_coord::state::{Conn, Event, OWN};
+use stillpoint_storage::commit::{image_at, image_name};
 use stillpoint_storage::copy::{Said, copy};
 use stillpoint_storage::node::NodeDir;
-use stillpoint_storage::run::RunDir;
-use stillpoint_storage::run::host;
+use stillpoint_storage::run::{RunDir, host};
 use stillpoint_storage::{Result, StoreError};
 
 /// Images copied at a time.
@@ -113,29 +112,21 @@ impl Burst {
             self.current = Some((ckpt, Arc::default()));
         }
         let here = match self.shop.node.checkpoint(ckpt) {
-            Ok(dir) => there.file_name().map(|name| dir.join(name)),
+            Ok(dir) => dir.join(image_name(rank)),
             Err(e) => {
                 tracing::warn!("{}; images go straight to the run directory", chain(&e));
-                None
+                return path;
             }
         };
-        match here.as_ref().and_then(|h| h.to_str()) {
-            Some(text) => {
-                let text = text.to_owned();
-                let here = PathBuf::from(&text);
-                self.orders.insert(conn, Order { ckpt, rank: Rank(rank), here, there });
-                text
-            }
-            None => path,
-        }
+        let Some(text) = here.to_str().map(str::to_owned) else { return path };
+        self.orders.insert(conn, Order { ckpt, rank: Rank(rank), here, there });
+        text
     }
 
     /// The rank of a connection has written; true: here, and the copy is under way.
     pub(crate) fn written(&mut self, conn: Conn, ckpt: u64, digest: [u8; 16], len: u64) -> bool {
-        let Some((current, over)) = &self.current else { return false };
-        if current.0 != ckpt || self.orders.get(&conn).is_none_or(|o| o.ckpt.0 != ckpt) {
-            return false;
-        }
+        // What is ordered is of the current one.
+        let Some((_, over)) = self.current.as_ref().filter(|(c, _)| c.0 == ckpt) else { return false };
         let Some(order) = self.orders.remove(&conn) else { return false };
         self.shop.open.fetch_add(1, SeqCst);
         let task = Task::Copy { order, said: Said { len, digest }, over: Arc::clone(over) };
@@ -201,7 +192,8 @@ fn work(shop: &Shop, queue: &Receiver<Task>) {
                     Ok(()) => Some(Ok(())),
                 };
                 if let Some(result) = result {
-                    let _ = shop.to.send(Input::Copied { node: OWN, ckpt: *ckpt, rank: *rank, result });
+                    let (ckpt, rank) = (*ckpt, *rank);
+                    let _ = shop.to.send(Input::Event(Event::Copied { node: OWN, ckpt, rank, result }));
                 }
                 shop.open.fetch_sub(1, SeqCst);
             }
@@ -221,7 +213,7 @@ fn pace(shop: &Shop, order: &Order, over: &AtomicBool) -> impl FnMut(u64) -> boo
             }
             if told.elapsed() >= REPORT {
                 told = Instant::now();
-                let _ = shop.to.send(Input::Copying { node: OWN, ckpt, rank, done });
+                let _ = shop.to.send(Input::Event(Event::Copying { node: OWN, ckpt, rank, done }));
             }
             let due = shop.rate.map_or(0.0, |rate| done as f64 / rate as f64);
             let early = due - begun.elapsed().as_secs_f64();

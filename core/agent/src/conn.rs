@@ -11,9 +11,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use stillpoint_abi::ids::{CkptId, Rank};
+use stillpoint_abi::ids::CkptId;
 use stillpoint_coord::message::{self, FromAgent, ToAgent, WireError};
-use stillpoint_coord::state::{Conn, Event, Image, Node};
+use stillpoint_coord::state::{Conn, Event};
 
 /// What reaches the loop.
 #[derive(Debug)]
@@ -38,14 +38,9 @@ pub(crate) enum Input {
     RelayGone(u64),
     /// The root with this number is none any more: a later one was claimed.
     Superseded(u32),
-    /// From the store.
-    Store(Event),
-    /// The image of a connection's rank is complete on the disk of this node, whose agent copies it.
-    Kept { conn: Conn, node: Node, ckpt: CkptId, image: Image },
-    /// So far has a copy come.
-    Copying { node: Node, ckpt: CkptId, rank: Rank, done: u64 },
-    /// It is durable, or there is none.
-    Copied { node: Node, ckpt: CkptId, rank: Rank, result: Result<(), String> },
+    /// For the coordinator: from the store, or about the images on a node's own disk. A relay hands on what its own copies
+    /// come to.
+    Event(Event),
     /// From the root: a checkpoint exists, or never will.
     Over(CkptId),
 }

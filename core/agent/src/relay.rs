@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use stillpoint_abi::ids::CkptId;
 use stillpoint_coord::message::{self, FromAgent, FromRank, ToAgent, ToRank};
-use stillpoint_coord::state::Conn;
+use stillpoint_coord::state::{Conn, Event};
 
 /// Time between two beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -175,10 +175,10 @@ pub(crate) fn relay(
                 out.send(FromRelay::Opened(conn))
             }
             Ok(Input::Message(conn, m)) if links.contains_key(&conn) => out.send(said(burst, conn, m)),
-            Ok(Input::Copying { ckpt, rank, done, .. }) => {
+            Ok(Input::Event(Event::Copying { ckpt, rank, done, .. })) => {
                 out.send(FromRelay::Copying { ckpt: ckpt.0, rank: rank.0, done })
             }
-            Ok(Input::Copied { ckpt, rank, result, .. }) => {
+            Ok(Input::Event(Event::Copied { ckpt, rank, result, .. })) => {
                 out.send(FromRelay::Copied { ckpt: ckpt.0, rank: rank.0, result })
             }
             Ok(Input::Over(ckpt)) => {

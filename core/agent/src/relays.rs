@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::thread::JoinHandle;
 use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_coord::message;
-use stillpoint_coord::state::{Conn, Image, Node};
+use stillpoint_coord::state::{Conn, Event, Image, Node};
 use stillpoint_net::handshake::{self, Purpose};
 
 /// Connections at a time that have not proven anything.
@@ -158,13 +158,13 @@ fn hear(
             Ok(FromRelay::Kept { conn, ckpt, bytes, digest, file_len }) => conns.get(&conn).map(|conn| {
                 // The coordinator knows whose the connection is.
                 let image = Image { rank: Rank(0), bytes, digest, file_len };
-                Input::Kept { conn: *conn, node, ckpt: CkptId(ckpt), image }
+                Input::Event(Event::Kept { conn: *conn, node, ckpt: CkptId(ckpt), image })
             }),
             Ok(FromRelay::Copying { ckpt, rank, done }) => {
-                Some(Input::Copying { node, ckpt: CkptId(ckpt), rank: Rank(rank), done })
+                Some(Input::Event(Event::Copying { node, ckpt: CkptId(ckpt), rank: Rank(rank), done }))
             }
             Ok(FromRelay::Copied { ckpt, rank, result }) => {
-                Some(Input::Copied { node, ckpt: CkptId(ckpt), rank: Rank(rank), result })
+                Some(Input::Event(Event::Copied { node, ckpt: CkptId(ckpt), rank: Rank(rank), result }))
             }
             Ok(FromRelay::Beat | FromRelay::Shut) => None,
             Err(e) => {

@@ -234,15 +234,6 @@ impl Agent<'_> {
                 self.relays.remove(&relay);
                 self.coordinate(Event::NodeGone(relay));
             }
-            Input::Kept { conn, node, ckpt, image } => {
-                self.coordinate(Event::Kept { conn, node, ckpt, image });
-            }
-            Input::Copying { node, ckpt, rank, done } => {
-                self.coordinate(Event::Copying { node, ckpt, rank, done });
-            }
-            Input::Copied { node, ckpt, rank, result } => {
-                self.coordinate(Event::Copied { node, ckpt, rank, result });
-            }
             Input::Superseded(number) if self.claim.as_ref().is_some_and(|(_, n)| *n == number) => {
                 return Some(Over::Superseded);
             }
@@ -253,7 +244,7 @@ impl Agent<'_> {
             | Input::Drop(_)
             | Input::Over(_) => {}
             Input::Message(conn, _) if !self.links.contains_key(&conn) => {}
-            Input::Store(event) => self.coordinate(event),
+            Input::Event(event) => self.coordinate(event),
             Input::Message(conn, ToAgent::Rank(message)) => {
                 tracing::trace!("connection {conn}: {message:?}");
                 if let FromRank::Hello { incarnation, restored, .. } = message {

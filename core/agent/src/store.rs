@@ -113,7 +113,7 @@ fn is_current(run: &RunDir, claim: Option<&(Roots, u32)>, incarnation: u32) -> R
 
 fn obey(run: &RunDir, claim: Option<&(Roots, u32)>, keep: usize, order: Order, to: &Sender<Input>) {
     let answer = |event| {
-        let _ = to.send(Input::Store(event));
+        let _ = to.send(Input::Event(event));
     };
     match order {
         Order::Prepare => answer(Event::Prepared(run.begin().map_err(|e| chain(&e)))),
