@@ -49,18 +49,21 @@ impl Coordinator {
         }
     }
 
+    /// Answers all who wait for a checkpoint to begin; `but_warnings`: not a scheduler's.
+    fn refuse_queue(&mut self, why: &[String], but_warnings: bool) {
+        for (asker, stop) in std::mem::take(&mut self.queue) {
+            if but_warnings && asker.is_warning() {
+                self.queue.push_back((asker, stop));
+            } else {
+                self.answer(asker, Err(why.to_vec()));
+            }
+        }
+    }
+
     pub(super) fn begin(&mut self) {
         let why = self.unready();
         if !why.is_empty() {
-            let gathers = self.gathers();
-            for (asker, stop) in std::mem::take(&mut self.queue) {
-                if gathers && asker.is_warning() {
-                    self.queue.push_back((asker, stop));
-                } else {
-                    self.answer(asker, Err(why.clone()));
-                }
-            }
-            return;
+            return self.refuse_queue(&why, self.gathers());
         }
         if self.is_cut() {
             // Who asks need not wait for one that does not move.
@@ -69,13 +72,7 @@ impl Coordinator {
                     format!("rank {n} has not said yet how far the drain reached it that was given up")
                 });
                 let owing: Vec<String> = owing.collect();
-                for (asker, stop) in std::mem::take(&mut self.queue) {
-                    if asker.is_warning() {
-                        self.queue.push_back((asker, stop));
-                    } else {
-                        self.answer(asker, Err(owing.clone()));
-                    }
-                }
+                self.refuse_queue(&owing, true);
             }
             return;
         }
