@@ -5,12 +5,9 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
-use stillpoint_coord::interval::FIRST;
+use stillpoint_coord::interval::{FIRST, MTBF_HOURS};
 use stillpoint_coord::state::{Config, Mode};
 use stillpoint_storage::commit::KEEP;
-
-/// Mean time between losses of the job, if nobody tells: five years, as of one node.
-const MTBF: &str = "43800h";
 
 const USAGE: &str = "usage: stillpoint-agent --run DIR [--local DIR] [--burst DIR] [--burst-rate BYTES] [--interval DUR|auto] [--mode auto|forked|direct] \
                      [--limits STAGE=DUR,…] [--keep N] [--linger DUR] [--foreground]";
@@ -79,8 +76,9 @@ impl Args {
         let mut config = Config::default();
         if let Some(text) = interval.filter(|t| !t.is_empty() && t != "0") {
             if text == "auto" {
-                config.auto =
-                    Some(nanos(&env("STILLPOINT_MTBF").filter(|m| !m.is_empty()).unwrap_or(MTBF.into()))?);
+                // Of the job; if nobody tells, as of one node.
+                let mtbf = env("STILLPOINT_MTBF").filter(|m| !m.is_empty());
+                config.auto = Some(nanos(&mtbf.unwrap_or_else(|| format!("{MTBF_HOURS}h")))?);
                 config.interval = Some(FIRST);
             } else {
                 config.interval = Some(nanos(&text)?);

@@ -11,10 +11,13 @@ use stillpoint_abi::stage::Stage;
 use stillpoint_coord::message::{JobStatus, Presence};
 use stillpoint_storage::run::RunDir;
 
+use crate::error::Error;
 use crate::home::Job;
 use crate::run::say;
 use crate::talk;
 
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
 /// Without progress.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Without an answer, of an agent that has said that it copies.
@@ -40,12 +43,14 @@ pub(crate) struct Drain {
     last: Option<At>,
     moved: Instant,
     answered: Instant,
+    /// As far as it has been seen, of all ranks.
+    ended_well: bool,
 }
 
 impl Drain {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        Drain { last: None, moved: now, answered: now }
+        Drain { last: None, moved: now, answered: now, ended_well: false }
     }
 
     /// Whether such a checkpoint is under way, and moves.
@@ -64,6 +69,7 @@ impl Drain {
             return self.last.is_some() && now.duration_since(self.answered) < SILENCE;
         };
         self.answered = now;
+        self.ended_well = status.ranks.iter().all(|(p, _)| *p == Presence::Finished(0));
         let seen = at(status);
         if seen != self.last {
             self.moved = now;
@@ -74,7 +80,6 @@ impl Drain {
 
     /// Waits until there is none, or none that moves, or until `pause` says that somebody ends us.
     pub(crate) fn wait(mut self, job: &Job, json: bool, pause: &mut dyn FnMut(Duration) -> bool) {
-        const LOOK: Duration = Duration::from_millis(200);
         /// What is over by then is nobody's concern.
         const WORTH_A_WORD: Duration = Duration::from_secs(3);
         let begun = Instant::now();
@@ -96,10 +101,19 @@ impl Drain {
     }
 }
 
-/// Of one whom nobody ends but by a signal.
-pub(crate) fn pause(t: Duration) -> bool {
-    std::thread::sleep(t);
-    false
+/// The same for one whom nobody ends but by a signal.
+pub(crate) fn wait(job: &Job, json: bool) {
+    Drain::new().wait(job, json, &mut |t| {
+        std::thread::sleep(t);
+        false
+    });
+}
+
+/// Claims the next start of a run. Agents of the former may still be at a checkpoint, on nodes that are left, and could not commit it
+/// any more.
+pub(crate) fn claim(job: &Job, json: bool) -> Result<u32, Error> {
+    wait(job, json);
+    Ok(RunDir::open(&job.dir)?.claim_incarnation()?)
 }
 
 /// `slurm-hold`, on a node where no rank is left: waits as long as a checkpoint is under way that somebody may go on from.
@@ -107,12 +121,8 @@ pub(crate) fn pause(t: Duration) -> bool {
 pub(crate) fn hold(run: &Path) {
     let job = Job { name: run.to_string_lossy().into_owned(), dir: run.to_owned() };
     let mut drain = Drain::new();
-    while drain.goes_on(&job) {
-        let well = |s: &JobStatus| s.ranks.iter().all(|(p, _)| *p == Presence::Finished(0));
-        if talk::status(&job).is_ok_and(|s| well(&s)) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(200));
+    while drain.goes_on(&job) && !drain.ended_well {
+        std::thread::sleep(LOOK);
     }
 }
 

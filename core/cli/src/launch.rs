@@ -156,7 +156,8 @@ impl Start<'_> {
             ("STILLPOINT_RUN", self.job.dir.clone().into()),
             ("STILLPOINT_INCARNATION", self.incarnation.to_string().into()),
         ];
-        let rhythm = rhythm(self.what.interval, self.what.auto, nodes(|n| std::env::var_os(n)));
+        let nodes = nodes(|n| std::env::var_os(n));
+        let rhythm = rhythm(self.what.interval, self.what.auto, nodes);
         for (name, value) in ["STILLPOINT_INTERVAL", "STILLPOINT_MTBF"].into_iter().zip(rhythm) {
             env.extend(value.map(|v| (name, v.into())));
         }
@@ -167,7 +168,7 @@ impl Start<'_> {
             env.push(("STILLPOINT_BURST", dir.into()));
         }
         // Ranks on other nodes do not reach a socket in the job's directory.
-        if nodes(|n| std::env::var_os(n)) > 1 {
+        if nodes > 1 {
             let base = std::env::var_os(LOCAL_BASE).or_else(|| mpirun::option("--local"));
             env.push((LOCAL_BASE, base.unwrap_or_else(|| "/tmp".into())));
         }
@@ -219,10 +220,9 @@ impl Start<'_> {
             }
         }
         // Ranks of a job's mpirun would be a run of their own (slurm/mpirun.rs).
-        for (name, ours) in [(mpirun::OPTIONS, true), (mpirun::AGENT, mpirun::is_agent())] {
-            if ours {
-                c.env_remove(name);
-            }
+        c.env_remove(mpirun::OPTIONS);
+        if mpirun::is_agent() {
+            c.env_remove(mpirun::AGENT);
         }
         if self.job.path("stdin").is_file() {
             c.stdin(Stdio::null());

@@ -3,15 +3,12 @@
 
 use std::ffi::OsStr;
 
-use stillpoint_storage::run::RunDir;
-
-use crate::catalog;
-use crate::drain::{Drain, pause};
 use crate::error::Error;
 use crate::home::{Home, split};
 use crate::run::{drive, every, say};
 use crate::slurm::choose::newest;
 use crate::slurm::{job, step};
+use crate::{catalog, drain};
 
 /// What differs from the first run.
 #[derive(Debug)]
@@ -32,9 +29,8 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
     what.restarts = change.restarts.unwrap_or(what.restarts);
     what.launch_with = change.launcher.or(what.launch_with);
     let _lock = job.lock()?;
-    Drain::new().wait(&job, json, &mut pause);
     // Before the choice: an agent that still ends must not commit anything behind it (INV-4).
-    let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
+    let incarnation = drain::claim(&job, json)?;
     let from = match id {
         Some(_) => {
             let c = catalog::find(&job, id)?;

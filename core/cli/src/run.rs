@@ -1,6 +1,7 @@
 //! `run`: makes a job, starts it, and starts it again from its last checkpoint as long as ranks are lost and restarts are
 //! left. Ends with the application's exit status. Runs *next door*.
 
+use stillpoint_coord::interval::MTBF_HOURS;
 use stillpoint_storage::run::RunDir;
 
 use crate::RunArgs;
@@ -15,7 +16,7 @@ use crate::slurm::start::StartFile;
 /// How often, from what `--interval` and `--mtbf` say: seconds, or that it is to be found, where a node is lost every so many
 /// hours.
 pub(crate) fn every(interval: Option<&str>, mtbf: Option<f64>) -> Result<(Option<f64>, Option<f64>), Error> {
-    match (interval, mtbf.unwrap_or(MTBF)) {
+    match (interval, mtbf.unwrap_or(f64::from(MTBF_HOURS))) {
         (_, hours) if !(hours.is_finite() && (0.001..=100_000_000.0).contains(&hours)) => {
             Err(Error::Mtbf(hours))
         }
@@ -23,9 +24,6 @@ pub(crate) fn every(interval: Option<&str>, mtbf: Option<f64>) -> Result<(Option
         (other, _) => Ok((other.map(seconds).transpose()?, None)),
     }
 }
-
-/// Hours between two losses of a node, if the site does not say better: five years.
-const MTBF: f64 = 43_800.0;
 
 /// The values of STILLPOINT_INTERVAL and STILLPOINT_MTBF for ranks on this many nodes.
 pub(crate) fn rhythm(interval: Option<f64>, auto: Option<f64>, nodes: u32) -> [Option<String>; 2] {
@@ -195,7 +193,7 @@ mod tests {
     fn an_interval_that_is_found() {
         assert_eq!(every(Some("10m"), None).unwrap(), (Some(600.0), None));
         assert_eq!(every(None, Some(5.0)).unwrap(), (None, None));
-        assert_eq!(every(Some("auto"), None).unwrap(), (None, Some(MTBF)));
+        assert_eq!(every(Some("auto"), None).unwrap(), (None, Some(43_800.0)));
         assert_eq!(every(Some("auto"), Some(10.0)).unwrap(), (None, Some(10.0)));
         for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             assert!(matches!(every(None, Some(bad)), Err(Error::Mtbf(_))), "{bad}");

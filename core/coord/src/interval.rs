@@ -13,6 +13,8 @@ use crate::state::Nanos;
 const LEAST: Nanos = 10_000_000_000;
 /// Before anything was measured: the first one measures.
 pub const FIRST: Nanos = LEAST;
+/// Hours between two losses of one node, if the site does not say better: five years.
+pub const MTBF_HOURS: u32 = 43_800;
 /// No less often, however cheap and however reliable.
 const MOST: Nanos = 4 * 3_600_000_000_000;
 

@@ -30,7 +30,7 @@ pub struct Root {
     pub token: String,
     /// Its process, for people.
     pub pid: u32,
-    /// The latest start of the job that was claimed when it began.
+    /// The latest start of the job that it knew of when it began, or that it serves since ([`Roots::began`]).
     #[serde(default)]
     pub incarnation: u32,
 }

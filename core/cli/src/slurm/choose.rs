@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use stillpoint_storage::run::{RunDir, RunInfo};
 
 use crate::catalog::{self, Checkpoint};
-use crate::drain::{Drain, pause};
+use crate::drain;
 use crate::error::Error;
 use crate::home::{Description, Home, Job, Lock, bytes, split};
 use crate::run::say;
@@ -109,9 +109,7 @@ pub(crate) fn choose(
         // The one who held it is gone with its node, and the file server may not have noticed; a later start shuts out an
         // earlier one (INV-4).
         let lock = lock_in(&job, Duration::from_secs(5));
-        // Agents of the former life may still be at it, on nodes that are left.
-        Drain::new().wait(&job, json, &mut pause);
-        let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
+        let incarnation = drain::claim(&job, json)?;
         let from = match newest(&job, json) {
             Ok(c) => From::Checkpoint(c.into()),
             Err(Error::NoCheckpoint(..)) => From::Beginning,
@@ -131,8 +129,7 @@ pub(crate) fn choose(
             let job = home.job(name)?;
             same_program(&job, what)?;
             let lock = job.lock()?;
-            Drain::new().wait(&job, json, &mut pause);
-            let incarnation = RunDir::open(&job.dir)?.claim_incarnation()?;
+            let incarnation = drain::claim(&job, json)?;
             let c = match id {
                 Some(_) => {
                     let c = catalog::find(&job, id)?;

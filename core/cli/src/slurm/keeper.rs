@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, setsid}
 use stillpoint_coord::message::{JobOutcome, JobStatus, Presence};
 use stillpoint_storage::run::RunDir;
 
-use crate::drain::{Drain, pause};
+use crate::drain;
 use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job, Lock, bytes};
 use crate::launch::{Watch, spool_stdin};
@@ -226,7 +226,7 @@ impl Kept {
                 RunDir::open(&self.job.dir)?.write_json(RESULT, &ended)?;
             }
             // Somebody may go on from it.
-            _ => Drain::new().wait(&self.job, json, &mut pause),
+            _ => drain::wait(&self.job, json),
         }
         // A later life of the job may have its agent by now.
         if talk::outcome(&self.job).is_ok_and(|o| o.incarnation == self.incarnation) {
