@@ -11,9 +11,9 @@
 
 use crate::bed::Bed;
 use crate::report::{Figure, Take, Target};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use stillpoint_tests::cycle::newest;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use stillpoint_tests::cycle::{newest, until};
 use stillpoint_tests::lab::Lab;
 
 /// How long anything of it may take before it counts as hung.
@@ -71,15 +71,12 @@ fn output(lab: &Lab) -> String {
     std::fs::read_to_string(lab.work().join("out")).unwrap_or_default()
 }
 
+/// Looks now and then, so as not to take the CPU from what is measured.
 fn within(mut done: impl FnMut() -> bool) -> bool {
-    let begun = Instant::now();
-    while !done() {
-        if begun.elapsed() > LIMIT {
-            return false;
-        }
+    until(LIMIT, || {
         std::thread::sleep(Duration::from_millis(50));
-    }
-    true
+        done()
+    })
 }
 
 /// Time of day, ms.
@@ -88,7 +85,7 @@ fn now() -> u64 {
 }
 
 fn times(beats: &Path) -> Vec<u64> {
-    let text = std::fs::read_to_string(PathBuf::from(beats)).unwrap_or_default();
+    let text = std::fs::read_to_string(beats).unwrap_or_default();
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 

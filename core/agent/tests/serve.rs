@@ -225,6 +225,16 @@ mod tests {
         (dir, names)
     }
 
+    /// Soon nothing is `there` any more; then the directory goes too.
+    fn comes_empty(dir: &std::path::Path, there: &dyn Fn() -> Vec<String>) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !there().is_empty() {
+            assert!(Instant::now() < end, "{:?}", there());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
     #[test]
     fn what_is_copied_outlives_its_rank_and_nothing_stays_on_the_node() {
         let (dir, there) = burst("copy");
@@ -252,12 +262,7 @@ mod tests {
         assert_eq!((newest.ckpt, newest.images.len()), (1, 2));
         let Reply::Outcome(o) = job.ask(Command::Outcome) else { panic!() };
         assert!(o.restart && o.ended && o.lost.len() == 2);
-        let end = Instant::now() + Duration::from_secs(10);
-        while !there().is_empty() {
-            assert!(Instant::now() < end, "{:?}", there());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        fs::remove_dir_all(dir).unwrap();
+        comes_empty(&dir, &there);
     }
 
     #[test]
@@ -270,12 +275,7 @@ mod tests {
         assert!(why[0].starts_with("rank 1: ") && why[0].contains("its first page"), "{why:?}");
         job.wait("the next", |s| s.stage == "idle" && s.running && s.copying.is_none());
         assert!(job.run.newest().unwrap().0.is_none());
-        let end = Instant::now() + Duration::from_secs(10);
-        while !there().is_empty() {
-            assert!(Instant::now() < end, "{:?}", there());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        fs::remove_dir_all(dir).unwrap();
+        comes_empty(&dir, &there);
     }
 
     #[test]
