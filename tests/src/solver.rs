@@ -4,12 +4,13 @@
 //! so one native run beside the cluster tells what each of them must end with.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::cycle::{newest, until};
 use crate::lab::{Lab, ok};
-use crate::process::{Ended, Running, machine};
+use crate::process::{Running, machine};
 
 /// How long anything may take before it counts as hung.
 pub const LIMIT: Duration = Duration::from_secs(180);
@@ -51,17 +52,24 @@ impl Case {
         format!("srun {} {options} {}", RANKS.join(" "), self.words.join(" "))
     }
 
-    /// Asks again and again, for 20 s, until the command succeeds: a step comes to life in its own time.
+    /// `scontrol checkpoint create OF`, again and again for 20 s until one succeeds, since a step comes to life in its own time.
+    /// Its number in `store`: not always the next one, as one that was begun too early has had a number.
     #[must_use]
-    pub fn says_in_time(&self, words: &[&str]) -> Ended {
-        let mut said = self.lab.says(words);
+    pub fn create(&self, of: &str, store: &Path) -> u64 {
+        let before = newest(store);
+        let words = ["scontrol", "checkpoint", "create", of];
+        let mut said = self.lab.says(&words);
         until(Duration::from_secs(20), || {
             ok(&said) || {
-                said = self.lab.says(words);
+                eprintln!("{of}: {said:?}");
+                said = self.lab.says(&words);
                 false
             }
         });
-        said
+        let made = newest(store);
+        let told = said.stdout.contains(&format!("checkpoint {made}")) && !said.stderr.contains("left alone");
+        assert!(ok(&said) && told && made > before, "{said:#?}\n{}", self.lab.logs());
+        made
     }
 
     /// Waits for a commit newer than `than`, and returns its number.

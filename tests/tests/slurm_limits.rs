@@ -71,15 +71,16 @@ fn a_grace_too_short_leaves_the_last_commit() {
     let Some(case) = Case::with(2, ROUNDS, &format!("{PREEMPTED}4")) else { return };
     let job = case.submit(&case.srun(""), &[&WARNED[..], &["--ckpt-interval=1h"]].concat());
     case.lab.wait(&job, &["RUNNING"], LIMIT);
-    let create = || ok(&case.lab.says(&["scontrol", "checkpoint", "create", &job]));
-    assert!(until(LIMIT, create), "{}", case.lab.logs());
-    assert_eq!(newest(&case.lab.store()), 1);
+    let last = case.create(&job, &case.lab.store());
     let ranks = case.lab.processes("stillpoint-rank", "jacobi");
     hold(ranks[0]);
     preempt(&case.lab);
     case.lab.wait(&job, &["COMPLETED"], LIMIT);
     let said = case.output();
-    let told = ["not time enough for a checkpoint: the last commit, 1, stands", "goes on from checkpoint 1"];
+    let told = [
+        format!("not time enough for a checkpoint: the last commit, {last}, stands"),
+        format!("goes on from checkpoint {last}"),
+    ];
     assert!(told.iter().all(|t| said.contains(t)), "{said}\n{}", case.lab.logs());
     case.ends_right(&said);
 }
