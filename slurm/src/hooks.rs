@@ -240,7 +240,7 @@ pub(crate) fn task_exit(sp: &Handle) -> c_int {
     }
     let (Some((uid, gid)), Some(prefix)) = (sp.owner(), prefix(sp)) else { return 0 };
     let words = [prefix.join("bin/stillpoint").into(), "slurm-hold".into(), run.to_owned()];
-    if let Err(why) = process::run_as(uid, gid, &words) {
+    if let Err(why) = process::run_as(uid, gid, &sp.groups(), &words) {
         spank::error(&format!("cannot wait for what is being copied from this node: {why}"));
     }
     0

@@ -117,7 +117,7 @@ pub(crate) fn become_program(words: &[OsString], without: impl Fn(&OsStr, &OsStr
 ///
 /// In slurmstepd, which has threads: between fork and execve there are system calls only, on what was made before. The child is in
 /// the step's container, as slurmstepd is: whoever kills the step ends it, and this wait.
-pub(crate) fn run_as(uid: u32, gid: u32, words: &[OsString]) -> std::io::Result<()> {
+pub(crate) fn run_as(uid: u32, gid: u32, groups: &[u32], words: &[OsString]) -> std::io::Result<()> {
     let words: Result<Vec<CString>, _> = words.iter().map(|w| CString::new(w.as_bytes())).collect();
     let words = words?;
     let argv: Vec<*const c_char> = words.iter().map(|w| w.as_ptr()).chain([std::ptr::null()]).collect();
@@ -132,7 +132,7 @@ pub(crate) fn run_as(uid: u32, gid: u32, words: &[OsString]) -> std::io::Result<
             let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
             let apart = (0..3).all(|fd| libc::dup2(null, fd) == fd)
                 && libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) == 0;
-            let user = libc::syscall(libc::SYS_setgroups, 1usize, &raw const gid) == 0
+            let user = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) == 0
                 && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
                 && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0;
             libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, 0usize, 8usize);
@@ -192,7 +192,9 @@ mod tests {
         if me != 0 {
             return;
         }
-        let run = |script: &str| run_as(65534, 65534, &["/bin/sh".into(), "-c".into(), script.into()]);
+        let run = |script: &str| {
+            run_as(65534, 65534, &[65534, 4242], &["/bin/sh".into(), "-c".into(), script.into()])
+        };
         let out = std::env::temp_dir().join(format!("stillpoint-run-as-{}", std::process::id()));
         std::fs::write(&out, "").unwrap();
         std::fs::set_permissions(&out, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
@@ -204,8 +206,8 @@ mod tests {
         let said = std::fs::read_to_string(&out).unwrap();
         std::fs::remove_file(&out).unwrap();
         let lines: Vec<&str> = said.lines().collect();
-        assert_eq!((lines[0], lines[1], lines[lines.len() - 1]), ("65534", "65534", "end"), "{said}");
-        assert!(run_as(me, mine, &["/no/such".into()]).is_err());
+        assert_eq!((lines[0], lines[1], lines[lines.len() - 1]), ("65534", "65534 4242", "end"), "{said}");
+        assert!(run_as(me, mine, &[mine], &["/no/such".into()]).is_err());
     }
 
     #[test]

@@ -68,6 +68,7 @@ enum Item {
     StepId = 3,
     LocalTasks = 6,
     Argv = 9,
+    Groups = 19,
 }
 
 /// `enum spank_context`: in which of Slurm's programs we are.
@@ -185,6 +186,22 @@ impl Handle {
     /// User and group of the job.
     pub(crate) fn owner(&self) -> Option<(u32, u32)> {
         Some((self.number(Item::Uid)?, self.number(Item::Gid)?))
+    }
+
+    /// The groups of the job's user, the first one included.
+    pub(crate) fn groups(&self) -> Vec<u32> {
+        let (mut n, mut at) = (0 as c_int, std::ptr::null_mut::<u32>());
+        let mut groups: Vec<u32> = self.number(Item::Gid).into_iter().collect();
+        if let Some(get) = slurm!(c"spank_get_item", as unsafe extern "C" fn(RawHandle, c_int, ...) -> c_int)
+        {
+            // SAFETY: S_JOB_SUPPLEMENTARY_GIDS is `gid_t **, int *` in spank.h.
+            let rc = unsafe { get(self.raw, Item::Groups as c_int, &raw mut at, &raw mut n) };
+            if rc == 0 && !at.is_null() {
+                // SAFETY: `n` numbers, as Slurm says; they are copied.
+                groups.extend((0..usize::try_from(n).unwrap_or(0)).map(|i| unsafe { *at.add(i) }));
+            }
+        }
+        groups
     }
 
     /// Tasks of the step on this node.
