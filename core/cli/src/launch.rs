@@ -250,6 +250,8 @@ pub(crate) struct Seen {
     pub(crate) outcome: Option<JobOutcome>,
     /// Exit status of the launcher.
     pub(crate) status: u8,
+    /// When it ended. What came of it may have been waited for much longer.
+    pub(crate) ended: Instant,
 }
 
 /// One start, whatever the launcher.
@@ -278,13 +280,14 @@ impl Watch<'_> {
         // To end it would be to end what its agents still copy.
         let is_over = &mut || is_lost() && !drain.goes_on(self.job);
         let status = code(wait(&mut child, self.patience, heard, is_over, last_resort)?);
+        let ended = Instant::now();
         let outcome = self.outcome();
         if status != 0 || outcome.as_ref().is_none_or(|o| !o.lost.is_empty()) {
             // Somebody may go on from it.
             drain.wait(self.job, self.json, &mut |t| heard.next(t).is_some_and(|s| ENDING.contains(&s)));
         }
         talk::shutdown(self.job);
-        Ok(Seen { outcome, status })
+        Ok(Seen { outcome, status, ended })
     }
 
     /// What the agent knows, once it has noticed that all ranks are gone; from its file if it is gone itself.

@@ -63,9 +63,9 @@ impl Heard {
         self.log.iter().rev().map(|(s, _)| *s).find(|s| of.contains(s))
     }
 
-    /// Signals and how long ago each was heard, the newest first.
-    pub(crate) fn ages(&self) -> Vec<(i32, Duration)> {
-        self.log.iter().rev().map(|(s, t)| (*s, t.elapsed())).collect()
+    /// Signals and how long before `then` each was heard, the newest first; what has come since counts as just now.
+    pub(crate) fn ages(&self, then: Instant) -> Vec<(i32, Duration)> {
+        self.log.iter().rev().map(|(s, t)| (*s, then.saturating_duration_since(*t))).collect()
     }
 }
 
@@ -91,6 +91,13 @@ mod tests {
         assert_eq!(heard.last_of(&[SIGUSR2]), Some(SIGUSR2));
         assert_eq!(heard.last_of(&ENDING), None);
         assert_eq!(heard.next(Duration::from_millis(50)), None);
-        assert_eq!(heard.ages().len(), 1);
+        let now = Instant::now();
+        let heard_at = heard.log[0].1;
+        assert_eq!(heard.ages(now), [(SIGUSR2, now - heard_at)]);
+        assert_eq!(
+            heard.ages(heard_at - Duration::from_secs(1)),
+            [(SIGUSR2, Duration::ZERO)],
+            "later than that"
+        );
     }
 }

@@ -100,6 +100,11 @@ impl StartFile {
         Ok(())
     }
 
+    /// Takes it back.
+    pub(crate) fn forget(job: &Job, incarnation: u32) {
+        let _ = fs::remove_file(job.path(DIR).join(format!("{incarnation:06}.json")));
+    }
+
     pub(crate) fn read(run: &Path, incarnation: u32) -> Result<StartFile, Error> {
         Ok(RunDir::open(&run.join(DIR))?.read_json(&format!("{incarnation:06}.json"))?)
     }
@@ -139,6 +144,19 @@ mod tests {
     fn start(incarnation: u32, from: Option<u64>) -> StartFile {
         let restart = from.map(|f| PathBuf::from(format!("/h/1/ckpt-{f:06}")));
         StartFile { incarnation, restart, ..StartFile::default() }
+    }
+
+    #[test]
+    fn a_start_that_never_was_says_nothing_of_the_way() {
+        let dir = std::env::temp_dir().join(format!("stillpoint-starts-{}", std::process::id()));
+        RunDir::create(&dir).unwrap();
+        let job = Job { name: "1".into(), dir: dir.clone() };
+        start(1, None).write(&job).unwrap();
+        start(2, Some(3)).write(&job).unwrap();
+        StartFile::forget(&job, 2);
+        let left: Vec<u32> = StartFile::all(&job).iter().map(|s| s.incarnation).collect();
+        assert_eq!(left, [1]);
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -170,13 +170,17 @@ impl Step<'_> {
             let facts = Facts {
                 outcome: seen.outcome,
                 status: seen.status,
-                signals: heard.ages(),
+                signals: heard.ages(seen.ended),
                 in_allocation: self.life.is_some(),
                 time_over: limit.is_over(),
                 warned: preemption.and_then(|p| p.first),
                 ..Facts::default()
             };
             let (end, facts) = self.ask_slurm(facts, incarnation);
+            if !facts.started && facts.outcome.is_none() {
+                // A start that never was does not say which checkpoints lie on the run's way.
+                StartFile::forget(self.job, incarnation);
+            }
             if catalog::list(self.job).iter().any(|c| c.manifest.incarnation >= incarnation) {
                 before.in_a_row = 0;
             }
