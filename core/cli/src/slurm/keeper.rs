@@ -62,8 +62,13 @@ pub(crate) fn keep(home: &Home, given: &KeepArgs, json: bool) -> Result<u8, Erro
     let member = Member::of(|n| std::env::var_os(n)).ok_or(Error::NoTask("OMPI_COMM_WORLD_RANK"))?;
     let index = Index::usual()?;
     let pid = Pid::from_raw(given.rank_zero).ok_or(Error::NoTask("--rank-zero"))?;
-    let rank_zero = pidfd_open(pid, PidfdFlags::empty())
-        .map_err(|e| Error::io("watch the process", Path::new("of rank 0"))(e.into()))?;
+    let rank_zero = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(e) => {
+            let _ = kill_process(pid, Signal::TERM);
+            return Err(Error::io("watch the process", Path::new("of rank 0"))(e.into()));
+        }
+    };
     let (answer, kept) = match claim(home, given, &member, &index, json) {
         Ok(Ok((kept, start))) => (start, Some(kept)),
         Ok(Err(status)) => (Answer::Ended(status), None),

@@ -213,13 +213,16 @@ fn start_keeper(options: &[OsString], member: &Member, args: &[OsString]) -> Res
 /// The keeper's answer, once it is there.
 fn wait(path: &Path) -> Result<Answer, Error> {
     let until = Instant::now() + CLAIM;
+    // All ranks look at a directory that all nodes share, and a large checkpoint is long in being verified.
+    let mut pause = Duration::from_millis(20);
     loop {
         match std::fs::read(path) {
             Ok(text) => {
                 return serde_json::from_slice(&text).map_err(|e| Error::Description(path.to_owned(), e));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound && Instant::now() < until => {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(pause);
+                pause = (pause * 5 / 4).min(Duration::from_secs(1));
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::Claim("rank 0 has not said which run this mpirun is".into()));
