@@ -107,17 +107,19 @@ impl RunDir {
     }
 
     /// Removes all committed checkpoints but the last `keep`, and unfinished ones of former agents. A checkpoint whose
-    /// manifest does not read does not count among those kept. Returns what was removed.
+    /// manifest does not read, or that the run did not pass through, does not count among those kept. Returns what was removed.
     pub fn forget(&self, keep: usize, current: Option<CkptId>) -> Result<Vec<CkptId>> {
         let mut removed = Vec::new();
         let mut kept = 0;
+        let way = self.way();
         for (id, partial) in self.scan()? {
             if partial {
                 if Some(id) != current {
                     remove(&self.partial_path(id))?;
                 }
             } else if kept < keep.max(1) {
-                kept += usize::from(Manifest::read(&self.ckpt_path(id)).is_ok());
+                let counts = Manifest::read(&self.ckpt_path(id)).is_ok_and(|m| way.has(id, m.incarnation));
+                kept += usize::from(counts);
             } else {
                 // Out of sight first: a half-removed checkpoint must not look like one.
                 let gone = self.partial_path(id);
@@ -201,8 +203,13 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn take(run: &RunDir) -> CkptId {
+        take_in(run, 0)
+    }
+
+    pub(crate) fn take_in(run: &RunDir, incarnation: u32) -> CkptId {
         let ckpt = run.begin().unwrap();
-        run.commit(&write_images(&run.partial_path(ckpt), ckpt, 3)).unwrap();
+        let manifest = Manifest { incarnation, ..write_images(&run.partial_path(ckpt), ckpt, 3) };
+        run.commit(&manifest).unwrap();
         ckpt
     }
 

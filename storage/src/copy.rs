@@ -32,8 +32,18 @@ pub struct Said {
 /// # Errors
 /// Which step failed; the file is not what its writer said; [`StoreError::Cancelled`]. A part of the copy may be left.
 pub fn copy(from: &Path, to: &Path, said: Said, goes_on: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+    pour(open_ours(from)?, from, to, said, goes_on)
+}
+
+/// The same of a file that is open.
+pub(crate) fn pour(
+    mut source: File,
+    from: &Path,
+    to: &Path,
+    said: Said,
+    goes_on: &mut dyn FnMut(u64) -> bool,
+) -> Result<()> {
     let damaged = |reason: String| Err(StoreError::Damaged { path: from.into(), reason });
-    let mut source = open_ours(from)?;
     let len = source.metadata().at("look at", from)?.len();
     if len != said.len {
         return damaged(format!("{len} bytes long, its writer said {}", said.len));

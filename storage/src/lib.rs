@@ -7,6 +7,7 @@
 //!   outcome.json                  how the job ended, as far as it has
 //!   last-id                       the last number claimed
 //!   restarts/000001 …             one file a start after the first, claimed by O_EXCL (INV-4)
+//!   starts/000001.json …          how each start began; begin.json: where the next one is to begin
 //!   roots/000001.json …           on several nodes: one file a root agent (core/net)
 //!   ckpt-000007.partial/          being written; no reader looks in here
 //!   ckpt-000006/ manifest.json rank-00000.img rank-00001.img …
@@ -17,17 +18,20 @@
 //! - [`commit`]: begin, commit, discard, retention.
 //! - [`verify`]: which checkpoint may be used.
 //! - [`node`]: a run's directory on the disk of a node.
-//! - [`copy`]: a file from there to where a commit looks.
+//! - [`copy`]: a file from there to where a commit looks; `adopt`: a whole checkpoint from one run directory to another.
+//! - [`way`]: which checkpoints a run has passed through, and where it is to begin.
 //!
 //! What a reader would get wrong: a file here is a name and bytes; what an image is, this crate does not know.
 #![forbid(unsafe_code)]
 
+mod adopt;
 pub mod commit;
 pub mod copy;
 pub mod manifest;
 pub mod node;
 pub mod run;
 pub mod verify;
+pub mod way;
 
 use std::path::PathBuf;
 

@@ -143,6 +143,36 @@ fn scontrol_checkpoint_answers_when_the_checkpoint_is_durable() {
     case.ends_right(&said);
 }
 
+/// `ImageDir=`: a copy outside of the run, and a restart that begins at it although the run has newer ones.
+#[test]
+fn a_restart_begins_at_the_images_that_were_put_elsewhere() {
+    let Some(case) = Case::new(2, ROUNDS / 2) else { return };
+    let job = case.submit(&case.srun("--ckpt-interval=1h"), &["--requeue"]);
+    let store = case.lab.store();
+    let first = case.create(&job, &store);
+    let dir = case.lab.work().join("images");
+    let (there, option) = (dir.join(format!("{job}.run-1")), format!("ImageDir={}", dir.display()));
+    let said = case.lab.says(&["scontrol", "checkpoint", "create", &job, &option]);
+    let kept = newest(&there);
+    assert!(ok(&said) && kept > first && newest(&store) == kept, "{said:#?}\n{}", case.lab.logs());
+    assert!(said.stdout.contains(there.to_str().expect("text")), "{said:#?}");
+    assert!(case.create(&job, &store) > kept);
+    case.lab.wait(&job, &["COMPLETED"], LIMIT);
+    let before = case.output();
+    let said = case.lab.says(&["scontrol", "checkpoint", "restart", &job, "ImageDir=/tmp"]);
+    assert!(!ok(&said) && said.stderr.contains("no checkpoint of job"), "{said:#?}");
+    let said = case.lab.says(&["stillpoint", "verify", there.to_str().expect("text")]);
+    assert!(ok(&said), "{said:#?}");
+    let said = case.lab.says(&["scontrol", "checkpoint", "restart", &job, &option]);
+    assert!(ok(&said), "{said:#?}\n{}", case.lab.logs());
+    case.lab.wait(&job, &["PENDING", "RUNNING"], LIMIT);
+    case.lab.wait(&job, &["COMPLETED"], LIMIT);
+    let all = case.output();
+    let since = all.strip_prefix(&before).expect("the same file").to_owned();
+    assert!(since.contains(&format!("goes on from checkpoint {kept}\n")), "{since}\n{}", case.lab.logs());
+    case.ends_right(&since);
+}
+
 /// The root agent alone is killed: the job goes on, and the next checkpoint commits.
 #[test]
 fn the_root_agent_is_lost() {

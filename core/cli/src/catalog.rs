@@ -129,28 +129,36 @@ pub(crate) fn find(job: &Job, id: Option<u64>) -> Result<Checkpoint, Error> {
     Ok(Checkpoint { id: i, manifest: run.manifest(CkptId(i))?, dir })
 }
 
-/// The newest checkpoint whose every byte is right, and that is none of these. `skipped` is told of each that is not right.
-pub(crate) fn newest_sound_but(
-    job: &Job,
-    but: &[u64],
-    skipped: &mut impl FnMut(u64, &str),
-) -> Result<Checkpoint, Error> {
-    let run = RunDir::open(&job.dir)?;
-    let mut ids: Vec<CkptId> = run
-        .scan()?
-        .into_iter()
-        .filter(|(id, partial)| !partial && !but.contains(&id.0))
-        .map(|(id, _)| id)
-        .collect();
-    ids.sort_unstable();
-    if ids.is_empty() {
-        return Err(Error::NoCheckpoint(job.name.clone(), String::new()));
+/// The one that a restart begins at, if it is sound.
+pub(crate) fn last(job: &Job) -> Option<Checkpoint> {
+    let way = RunDir::open(&job.dir).ok()?.way();
+    match way.told() {
+        Some(id) => find(job, Some(id.0)).ok(),
+        None => list(job).into_iter().rfind(|c| way.has(CkptId(c.id), c.manifest.incarnation)),
     }
-    for id in ids.into_iter().rev() {
-        match find(job, Some(id.0)).and_then(|c| c.verify(job, &mut meter(true)).map(|_| c)) {
+}
+
+/// The newest checkpoint whose every byte is right and that the run has passed through, or the one at which it was told to begin.
+/// `skipped` is told of each that is not right.
+pub(crate) fn newest_sound(job: &Job, skipped: &mut impl FnMut(u64, &str)) -> Result<Checkpoint, Error> {
+    let run = RunDir::open(&job.dir)?;
+    let way = run.way();
+    let sound = |c: Checkpoint| c.verify(job, &mut meter(true)).map(|_| c);
+    if let Some(id) = way.told() {
+        return find(job, Some(id.0)).and_then(sound);
+    }
+    let mut any = false;
+    for (id, partial) in run.scan()? {
+        let found = if partial { continue } else { find(job, Some(id.0)) };
+        if found.as_ref().is_ok_and(|c| !way.has(id, c.manifest.incarnation)) {
+            continue;
+        }
+        any = true;
+        match found.and_then(sound) {
             Ok(c) => return Ok(c),
             Err(e) => skipped(id.0, &chain(&e)),
         }
     }
-    Err(Error::NoneUsable(job.name.clone()))
+    let name = job.name.clone();
+    Err(if any { Error::NoneUsable(name) } else { Error::NoCheckpoint(name, String::new()) })
 }

@@ -93,6 +93,8 @@ pub(crate) enum Error {
     Burst(PathBuf, #[source] stillpoint_storage::StoreError),
     #[error("{} is not a directory that only you can enter; remove it, or let the site name another with local=", .0.display())]
     Untrusted(PathBuf),
+    #[error("{} holds images of another run; name another ImageDir", .0.display())]
+    ImagesOfAnother(PathBuf),
     #[error("{0} is not set: stillpoint-task is started by Slurm with the plugin of Stillpoint, not by hand")]
     NoTask(&'static str),
     #[error("this mpirun cannot be started: {0}")]

@@ -87,7 +87,7 @@ pub(crate) fn status(home: &Home, name: Option<&str>, as_json: bool) -> Result<u
     let s = match talk::status(&job) {
         Ok(s) => s,
         Err(Error::NotRunning(_) | Error::AgentGone { .. }) => {
-            let newest = catalog::list(&job).pop().map(|c| c.id);
+            let newest = catalog::last(&job).map(|c| c.id);
             let state = if job.is_running() {
                 "running, but its agent does not answer (starting, ending, or gone)"
             } else {

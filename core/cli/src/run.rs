@@ -141,7 +141,7 @@ pub(crate) fn drive(
                 return Ok(0);
             }
             Verdict::Interrupted(status) => {
-                if let Some(c) = catalog::list(job).last() {
+                if let Some(c) = catalog::last(job) {
                     let n = &job.name;
                     let text = format!(
                         "job {n} interrupted; 'stillpoint restart {n}' goes on from checkpoint {}",

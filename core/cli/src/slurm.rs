@@ -15,15 +15,17 @@
 //! - [`task`]: in front of every task. [`mpirun`], [`keeper`]: the same for ranks that mpirun starts inside a job.
 //! - [`job`]: what Slurm says of a job. [`args`]: the little that must be known of srun's command line.
 //! - [`occasion`]: checkpoints before the time limit, and when the job is preempted. [`after`]: the requeue that follows.
-//! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments; [`scancel`].
+//! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments, [`images`], its ImageDir, [`again`], its restart; [`scancel`].
 //!
 //! What a reader would get wrong: none of these talks to Slurm but by its own commands (srun, scontrol, squeue, scancel), found
 //! in PATH behind ourselves, so that one build serves every release. Runs *next door*.
 
 pub(crate) mod after;
+pub(crate) mod again;
 pub(crate) mod args;
 pub(crate) mod choose;
 pub(crate) mod identity;
+pub(crate) mod images;
 pub(crate) mod job;
 pub(crate) mod judge;
 pub(crate) mod keeper;

@@ -19,7 +19,6 @@ use crate::run::say;
 use crate::slurm::args::understand;
 use crate::slurm::identity::{Index, Life, digest, streams};
 use crate::slurm::job::{self, Ask};
-use crate::slurm::start::passed_over;
 
 /// How a step has ended (`result.json`): a requeued job does not run it again.
 #[derive(Debug, Serialize, Deserialize)]
@@ -195,7 +194,7 @@ fn lock_in(job: &Job, patience: Duration) -> Option<Lock> {
 pub(crate) fn newest(job: &Job, json: bool) -> Result<Checkpoint, Error> {
     let skip =
         &mut |id, why: &str| say(json, "skipped", job, &format!("checkpoint {id} cannot be used: {why}"));
-    catalog::newest_sound_but(job, &passed_over(job), skip)
+    catalog::newest_sound(job, skip)
 }
 
 #[cfg(test)]

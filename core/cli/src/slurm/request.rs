@@ -3,6 +3,7 @@
 //! What a reader would get wrong: words are abbreviated and of any case as scontrol has it: `scontrol checkp cr 5` creates one.
 //! One letter is enough for able and disable, two for the others. Runs *next door*.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What is asked for.
@@ -27,6 +28,8 @@ pub(crate) struct Request {
     pub(crate) step: Option<String>,
     pub(crate) max_wait: Option<Duration>,
     pub(crate) stick: bool,
+    /// Where images are copied to, or read from.
+    pub(crate) image_dir: Option<PathBuf>,
 }
 
 /// Where a request stands in scontrol's command line.
@@ -142,8 +145,7 @@ pub(crate) fn parse(words: &[String]) -> Result<Request, String> {
         format!("invalid checkpoint operation {op}: able, create, disable, enable, error, requeue, restart or vacate")
     })?;
     let (job, step) = job_and_step(id)?;
-    let mut r = Request { what, job, step, max_wait: None, stick: false };
-    let mut image_dir = None;
+    let mut r = Request { what, job, step, max_wait: None, stick: false, image_dir: None };
     let takes = matches!(what, Operation::Create | Operation::Vacate | Operation::Requeue);
     for word in &words[2..] {
         let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(n, v)| (n, Some(v)));
@@ -153,19 +155,12 @@ pub(crate) fn parse(words: &[String]) -> Result<Request, String> {
                 r.max_wait = Some(Duration::from_secs(seconds));
             }
             Some(v) if (takes || what == Operation::Restart) && name.eq_ignore_ascii_case("ImageDir") => {
-                image_dir = Some(v);
+                let dir = std::path::absolute(v).map_err(|_| format!("{word}: give ImageDir a directory"))?;
+                r.image_dir = Some(dir);
             }
             None if what == Operation::Restart && name.eq_ignore_ascii_case("StickToNodes") => r.stick = true,
             _ => return Err(format!("invalid input: {word}; request aborted")),
         }
-    }
-    if let Some(dir) = image_dir {
-        let why = if takes {
-            "a checkpoint lies with its run, whose place --ckpt-dir says at the start"
-        } else {
-            "a restart takes the checkpoints of the run; 'srun --ckpt-restart=RUN@ID' begins at another one of them"
-        };
-        return Err(format!("ImageDir={dir}: {why}"));
     }
     if r.what == Operation::Requeue && r.step.is_some() {
         return Err(format!("{id}: only a whole job can be requeued"));
@@ -230,10 +225,11 @@ mod tests {
         let of = |t: &str| parse(&words(t));
         let r = of("create 5.2 MaxWait=30").unwrap();
         assert_eq!((r.job.as_str(), r.step.as_deref()), ("5", Some("2")));
-        assert!(of("create 5 imagedir=/x").unwrap_err().contains("--ckpt-dir"));
         assert_eq!(r.max_wait, Some(Duration::from_secs(30)));
         assert!(of("restart 5 StickToNodes").unwrap().stick);
-        assert!(of("restart 5 ImageDir=/x").unwrap_err().contains("--ckpt-restart"));
+        let dir = |t: &str| of(t).unwrap().image_dir.unwrap();
+        assert_eq!(dir("restart 5 ImageDir=/x"), PathBuf::from("/x"));
+        assert_eq!(dir("create 5 imagedir=x"), std::env::current_dir().unwrap().join("x"));
         assert_eq!(of("able 100_3").unwrap().job, "100_3");
         for bad in [
             "create",
@@ -244,6 +240,8 @@ mod tests {
             "create 5_[1-3]",
             "create ../5",
             "able 5 MaxWait=3",
+            "error 5 ImageDir=/x",
+            "create 5 ImageDir=",
             "create 5 StickToNodes",
             "create 5 MaxWait=x",
             "requeue 5.0",

@@ -18,10 +18,10 @@ use stillpoint_storage::run::{PAUSED, RunDir};
 use crate::catalog;
 use crate::checkpoint;
 use crate::error::{Error, chain};
-use crate::home::{BELOW_HOME, Job, private_file};
+use crate::home::{Job, private_file};
 use crate::list::age;
-use crate::slurm::choose::{Ended, RESULT};
 use crate::slurm::identity::Index;
+use crate::slurm::images;
 use crate::slurm::job::{self, Ask, Listed, View, Whereabouts};
 use crate::slurm::request::{Line, Operation, Request, line, parse};
 use crate::talk;
@@ -64,21 +64,21 @@ pub(crate) fn scontrol(arg0: &OsStr, args: &[OsString]) -> u8 {
 
 /// What is to be said.
 #[derive(Debug, Default)]
-struct Told {
-    out: Vec<String>,
-    err: Vec<String>,
-    failed: bool,
+pub(super) struct Told {
+    pub(super) out: Vec<String>,
+    pub(super) err: Vec<String>,
+    pub(super) failed: bool,
 }
 
 impl Told {
-    fn fail(&mut self, why: impl Into<String>) {
+    pub(super) fn fail(&mut self, why: impl Into<String>) {
         self.err.push(why.into());
         self.failed = true;
     }
-    fn refuse(why: impl Into<String>) -> Told {
+    pub(super) fn refuse(why: impl Into<String>) -> Told {
         Told { err: vec![why.into()], failed: true, ..Told::default() }
     }
-    fn add(&mut self, other: Told) {
+    pub(super) fn add(&mut self, other: Told) {
         self.out.extend(other.out);
         self.err.extend(other.err);
         self.failed |= other.failed;
@@ -94,9 +94,9 @@ pub(crate) struct Found {
     pub(crate) incarnation: u32,
 }
 
-struct Front<'a> {
-    request: &'a Request,
-    ask: Ask<'a>,
+pub(super) struct Front<'a> {
+    pub(super) request: &'a Request,
+    pub(super) ask: Ask<'a>,
     cluster: Option<&'a str>,
     args: &'a [OsString],
 }
@@ -201,7 +201,7 @@ impl Front<'_> {
     }
 
     /// All steps of a job that ever were announced.
-    fn known(&self, key: &str) -> Vec<Whereabouts> {
+    pub(super) fn known(&self, key: &str) -> Vec<Whereabouts> {
         let Ok(index) = Index::usual() else { return vec![] };
         let mut all = index.announced(key);
         let mut clusters: Vec<String> = all.iter().map(|w| w.cluster.clone()).collect();
@@ -242,9 +242,9 @@ impl Front<'_> {
                     }
                 }
             }
-            Operation::Create => told.add(self.checkpoint(found, false)),
+            Operation::Create => told.add(self.checkpoint(key, found, false)),
             Operation::Vacate => {
-                told.add(self.checkpoint(found, true));
+                told.add(self.checkpoint(key, found, true));
                 // Of a whole job, the job ends; but not with steps in it that nobody has saved.
                 if !told.failed && self.request.step.is_none() && all_ours {
                     if let Err(e) = (self.ask)("scancel", &[key]) {
@@ -265,7 +265,7 @@ impl Front<'_> {
                          {key}' does it all the same"
                     ));
                 }
-                told.add(self.checkpoint(found, false));
+                told.add(self.checkpoint(key, found, false));
                 if !told.failed {
                     match (self.ask)("scontrol", &["requeue", key]) {
                         Ok(_) => told.out.push(format!("{key}: requeued")),
@@ -279,7 +279,7 @@ impl Front<'_> {
     }
 
     /// Takes a checkpoint of each step, all at once, and waits until they are durable.
-    fn checkpoint(&self, found: &[Found], stop: bool) -> Told {
+    fn checkpoint(&self, key: &str, found: &[Found], stop: bool) -> Told {
         let mut told = Told::default();
         let (to, from) = channel();
         // By number: two mpiruns beside a job's script have one name.
@@ -290,108 +290,45 @@ impl Front<'_> {
                 continue;
             }
             open.push(n);
-            let (run, to) = (f.run.clone(), to.clone());
-            std::thread::spawn(move || to.send((n, checkpoint::ask(&run, stop))));
+            let (found, to) = (f.clone(), to.clone());
+            let dir = self.request.image_dir.clone().map(|d| (d, key.to_owned()));
+            std::thread::spawn(move || {
+                let _ = to.send((n, checkpoint_of(&found, stop, dir)));
+            });
         }
         let until = self.request.max_wait.map(|w| Instant::now() + w);
         while !open.is_empty() {
             let left = until.map_or(Duration::MAX / 4, |u| u.saturating_duration_since(Instant::now()));
-            let Ok((n, result)) = from.recv_timeout(left.min(Duration::from_secs(1 << 30))) else { break };
+            let Ok((n, one)) = from.recv_timeout(left.min(Duration::from_secs(1 << 30))) else { break };
             open.retain(|o| *o != n);
-            let name = &found[n].name;
-            match result {
-                Ok(Ok(id)) => told.out.push(format!("{name}: checkpoint {id}")),
-                Ok(Err(reasons)) => {
-                    let reasons: Vec<String> = reasons.iter().map(|r| r.escape_debug().to_string()).collect();
-                    told.fail(format!(
-                        "{name}: no checkpoint was taken, the step runs on: {}",
-                        reasons.join("; ")
-                    ));
-                }
-                Err(e) => told.fail(format!("{name}: {}", chain(&e))),
-            }
+            told.add(one);
         }
         for name in open.into_iter().map(|n| &found[n].name) {
-            told.fail(format!("{name}: not durable within MaxWait; the checkpoint goes on"));
-        }
-        told
-    }
-
-    fn restart(&self, listed: &Listed, view: &View) -> Told {
-        let key = &listed.key;
-        if listed.state == "PENDING" {
-            return Told::refuse(format!("job {key} waits to be started already"));
-        }
-        if !listed.is_over() {
-            return Told::refuse(format!("job {key} is running ({})", listed.state.to_lowercase()));
-        }
-        if !(view.batch && view.requeue) || self.request.step.is_some() {
-            return self.tell_how(key);
-        }
-        let known = self.known(key);
-        if known.is_empty() {
-            return Told::refuse(format!("no step of job {key} ran under Stillpoint"));
-        }
-        let mut told = Told::default();
-        // Else the steps that ended would not run, but answer as they ended.
-        let results = forget_results(&known);
-        match (self.ask)("scontrol", &["requeue", key]) {
-            Ok(_) => told.out.push(format!("{key}: requeued; its steps go on from their last checkpoints")),
-            Err(e) => {
-                results.iter().for_each(|(run, ended)| drop(run.write_json(RESULT, ended)));
-                told.add(self.tell_how(key));
-                told.fail(e);
-                return told;
-            }
-        }
-        if self.request.stick {
-            let (id, nodes) = (format!("JobId={key}"), format!("ReqNodeList={}", view.nodes));
-            if let Err(e) = (self.ask)("scontrol", &["update", &id, &nodes]) {
-                told.fail(format!("requeued, but not bound to {}: {e}", view.nodes));
-            }
-        }
-        told
-    }
-
-    /// What the user can do himself with a job that has ended.
-    fn tell_how(&self, key: &str) -> Told {
-        let mut told = Told { failed: true, ..Told::default() };
-        let mut runs: Vec<PathBuf> = self
-            .known(key)
-            .into_iter()
-            .filter(|w| self.request.step.as_ref().is_none_or(|s| *s == w.step))
-            .map(|w| w.run)
-            .collect();
-        runs.sort();
-        runs.dedup();
-        for run in &runs {
-            let job = Job { name: run.to_string_lossy().into_owned(), dir: run.clone() };
-            match catalog::list(&job).pop() {
-                Some(c) => told.err.push(format!(
-                    "job {key} is not one that can be requeued; 'srun --ckpt-restart={} …' goes on from checkpoint {}",
-                    job.name, c.id
-                )),
-                None => told.err.push(format!("run {} has no checkpoint", job.name)),
-            }
-        }
-        if runs.is_empty() {
-            told.err.push(format!(
-                "job {key} is not known here: nothing of it ran under Stillpoint in ~/{BELOW_HOME}"
-            ));
+            let but = if self.request.image_dir.is_some() { ", and is not copied to ImageDir" } else { "" };
+            told.fail(format!("{name}: not durable within MaxWait; the checkpoint goes on{but}"));
         }
         told
     }
 }
 
-/// Takes away how these runs have ended, and returns it.
-fn forget_results(known: &[Whereabouts]) -> Vec<(RunDir, Ended)> {
-    let take = |w: &Whereabouts| {
-        let run = RunDir::open(&w.run).ok()?;
-        let ended = run.read_json(RESULT).ok()?;
-        std::fs::remove_file(w.run.join(RESULT)).ok()?;
-        Some((run, ended))
-    };
-    known.iter().filter_map(take).collect()
+/// Takes one of one step, copies it if it is to lie elsewhere too (in a directory, by the job's name), and waits for both.
+fn checkpoint_of(f: &Found, stop: bool, elsewhere: Option<(PathBuf, String)>) -> Told {
+    let (name, mut told) = (&f.name, Told::default());
+    match checkpoint::ask(&f.run, stop) {
+        Ok(Ok(id)) => match elsewhere.map(|(dir, key)| images::put(&dir, &key, &f.run, id)) {
+            None => told.out.push(format!("{name}: checkpoint {id}")),
+            Some(Ok(path)) => told.out.push(format!("{name}: checkpoint {id} in {}", path.display())),
+            Some(Err(e)) => {
+                told.fail(format!("{name}: checkpoint {id} stands, but not in ImageDir: {}", chain(&e)));
+            }
+        },
+        Ok(Err(reasons)) => {
+            let reasons: Vec<String> = reasons.iter().map(|r| r.escape_debug().to_string()).collect();
+            told.fail(format!("{name}: no checkpoint was taken, the step runs on: {}", reasons.join("; ")));
+        }
+        Err(e) => told.fail(format!("{name}: {}", chain(&e))),
+    }
+    told
 }
 
 /// The run of a step, if the step is the one in which the run is now.
@@ -424,7 +361,7 @@ fn forbid(run: &Job, off: bool) -> Result<(), Error> {
 }
 
 fn able(f: &Found) -> String {
-    let last = match catalog::list(&f.run).pop() {
+    let last = match catalog::last(&f.run) {
         Some(c) => format!("last checkpoint {}, {} ago", c.id, age(c.manifest.time)),
         None => "no checkpoint yet".into(),
     };
@@ -469,18 +406,6 @@ mod tests {
         fs::create_dir(job.path("roots")).unwrap();
         assert!(forbid(&job, false).is_err(), "one that is not reached would go on");
         assert!(!job.path(PAUSED).exists());
-        fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn results_are_forgotten_and_can_be_put_back() {
-        let dir = std::env::temp_dir().join(format!("stillpoint-cli-forget-{}", std::process::id()));
-        let run = RunDir::create(&dir).unwrap();
-        let known = [Whereabouts { run: dir.clone(), ..Whereabouts::default() }];
-        assert!(forget_results(&known).is_empty(), "it has not ended");
-        run.write_json(RESULT, &Ended { status: 3, incarnation: 1 }).unwrap();
-        let taken = forget_results(&known);
-        assert_eq!((taken.len(), taken[0].1.status, dir.join(RESULT).exists()), (1, 3, false));
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -332,7 +332,7 @@ impl Step<'_> {
     /// Records and says how a start ended.
     fn tell(&self, end: &End, next: &Next, facts: &Facts, incarnation: u32) -> Result<(), Error> {
         let run = &self.job.name;
-        let last = || catalog::list(self.job).pop().map(|c| c.id);
+        let last = || catalog::last(self.job).map(|c| c.id);
         let (event, text) = match end {
             End::Ended(status) => {
                 let ended = Ended { status: *status, incarnation };
