@@ -176,6 +176,27 @@ fn two_steps_are_saved_before_the_time_limit() {
     case.ends_right(&said);
 }
 
+/// A mpirun runs on with its checkpoint, which it has first here, and waits for that of the step beside it.
+#[test]
+fn a_mpirun_and_a_step_are_saved_before_the_time_limit() {
+    let Some(case) = Case::new(2, 5 * ROUNDS) else { return };
+    let solver = case.words.join(" ");
+    let step = format!("srun -N1 -n1 --overlap --mpi=pmix --ckpt-interval=2 {solver}");
+    let options = ["--requeue", "--time=1", "--ckpt-on=timelimit", "--ckpt-interval=1h"];
+    let job = case.submit(&format!("mpirun -n 2 {solver} & {step} & wait"), &options);
+    let limit = 3 * LIMIT;
+    assert!(["COMPLETED"].contains(&case.lab.wait(&job, &["COMPLETED", "TIMEOUT"], limit).as_str()));
+    let said = case.output();
+    let first = said.split("goes on from checkpoint").next().unwrap_or_default();
+    assert_eq!(first.matches("stopped at checkpoint").count(), 1, "{said}\n{}", case.lab.logs());
+    assert!(!said.contains("from the beginning"), "{said}\n{}", case.lab.logs());
+    for run in ["1", "2"] {
+        assert!(said.contains(&format!("run {run}: goes on from checkpoint")), "{said}");
+    }
+    assert_eq!(said.matches("EXIT-SUCCESS").count(), 2, "{said}");
+    case.ends_right(&said);
+}
+
 /// `srun --time` in an allocation: that the time of the step is over is no loss, and the allocation goes on.
 #[test]
 fn the_time_of_a_step_restarts_nothing() {

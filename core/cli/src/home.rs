@@ -9,7 +9,8 @@
 //!           stdin            standard input, spooled
 //!           agent.log        the agent's; history.jsonl: a line a commit and a restart, for people
 //!           ckpt-NNNNNN/ …   and what else the store keeps there
-//!  of srun: starts/NNNNNN.json  what the tasks of a start are told
+//!           starts/NNNNNN.json  where a start began, and what the tasks of srun are told of it
+//!  of srun: begin.json       where the next start is to begin (ImageDir=); of a mpirun in a job: keeper.log, saved.json
 //!           slurm.json       in which step it is, told by task 0
 //!           result.json      how the step has ended: a requeued job does not run it again
 //!           disabled         `scontrol checkpoint disable`; cancelled: `scancel JOB.STEP` was here

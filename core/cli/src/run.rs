@@ -129,8 +129,12 @@ pub(crate) fn drive(
             StartFile { incarnation, restart: Some(c.dir.clone()), ..StartFile::default() }.write(job)?;
         }
         let dir = from.as_ref().map(|c| c.dir.as_path());
-        let verdict = Start { job, what, incarnation, from: dir, json }.run(&mut heard)?;
-        let (lost, status) = match verdict {
+        let verdict = Start { job, what, incarnation, from: dir, json }.run(&mut heard);
+        if matches!(verdict, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. })) {
+            // A start that never was does not say which checkpoints lie on the job's way.
+            StartFile::forget(job, incarnation);
+        }
+        let (lost, status) = match verdict? {
             Verdict::Ended(status) => return Ok(status),
             Verdict::Stopped(ckpt) => {
                 let text = format!(

@@ -1,12 +1,16 @@
 //! What follows when Slurm ends a job and not only a step: the requeue after a checkpoint before the time limit, and the wait for
 //! the end of a job that has no right to go on in its script.
 //!
-//! What a reader would get wrong: several steps of a job may run under Stillpoint at once, and a requeue ends them all. Whoever
-//! has its checkpoint waits for the others to have theirs, but not until the job's time is over: then Slurm ends it
-//! for good, and requeues nothing. Runs *next door*.
+//! What a reader would get wrong: several steps and mpiruns of a job may run under Stillpoint at once, and a requeue ends them
+//! all. Whoever has its checkpoint waits for the others to have theirs, but not until the job's time is over: then Slurm ends it
+//! for good, and requeues nothing. A step ends with its checkpoint; the ranks of a mpirun run on, and so that is written down.
+//! Runs *next door*.
 
 use std::time::Duration;
 
+use stillpoint_storage::run::RunDir;
+
+use crate::error::Error;
 use crate::home::Job;
 use crate::run::say;
 use crate::signals::Heard;
@@ -18,7 +22,15 @@ const LAST: Duration = Duration::from_secs(10);
 /// The end of a job, once it has been ordered.
 const END: Duration = Duration::from_secs(30);
 
-/// The job around a step that has ended.
+/// In a run directory: the start of this number has its checkpoint before the time limit, and runs on.
+const SAVED: &str = "saved.json";
+
+/// Writes it down.
+pub(crate) fn is_saved(run: &Job, incarnation: u32) -> Result<(), Error> {
+    Ok(RunDir::open(&run.dir)?.write_json(SAVED, &incarnation)?)
+}
+
+/// The job around a step that has ended, or around a mpirun.
 pub(crate) struct Around<'a> {
     pub(crate) life: &'a Life,
     /// Our own run.
@@ -37,20 +49,29 @@ impl Around<'_> {
     /// Has the batch job begin another life, and waits for the end of this one: what follows in the script is not to be run
     /// now.
     pub(crate) fn requeue(&self, heard: &mut Heard) {
-        if !self.is_requeued() || !self.others(heard) {
-            return;
+        if self.is_requeued() && self.others(heard) && self.order() {
+            let _ = heard.pause(END);
         }
-        // Unless another step's supervisor was faster.
-        if self.is_running() {
-            match (self.ask)("scontrol", &["requeue", &self.life.job]) {
-                Err(e) if self.is_running() => {
-                    let text = format!("job {} is not requeued: {e}", self.life.job);
-                    return say(self.json, "timelimit", self.job, &text);
-                }
-                _ => {}
+    }
+
+    /// The same of a mpirun that runs on, and whose end its keeper waits for: true once there is nothing left to do here.
+    pub(crate) fn requeue_in_time(&self) -> bool {
+        !self.is_requeued() || (self.waits_for().is_empty() && self.order())
+    }
+
+    /// Unless somebody else was faster. False: it failed.
+    fn order(&self) -> bool {
+        if !self.is_running() {
+            return true;
+        }
+        match (self.ask)("scontrol", &["requeue", &self.life.job]) {
+            Err(e) if self.is_running() => {
+                let text = format!("job {} is not requeued: {e}", self.life.job);
+                say(self.json, "timelimit", self.job, &text);
+                false
             }
+            _ => true,
         }
-        let _ = heard.pause(END);
     }
 
     /// Waits for the end of a preempted job, for the same reason. A status: a signal has ended us.
@@ -69,15 +90,21 @@ impl Around<'_> {
         job::look(self.ask, &self.life.job).is_some_and(|v| v.state == "RUNNING")
     }
 
-    /// Waits until no other step of the job runs under Stillpoint. False: we are to end ourselves.
+    /// Who is still to have its checkpoint; nobody any more when the time is all but over.
+    fn waits_for(&self) -> Vec<String> {
+        let known = self.index.as_ref().map(|i| i.announced(&self.life.job)).unwrap_or_default();
+        let steps = job::steps(self.ask, &self.life.job);
+        let others = others(&known, self.life.number, self.job, &|w| goes_on(w, &steps));
+        let time = others.is_empty() || job::left(self.ask, &self.life.job).is_none_or(|t| t > LAST);
+        if time { others } else { vec![] }
+    }
+
+    /// Waits for all others. False: we are to end ourselves.
     fn others(&self, heard: &mut Heard) -> bool {
         let mut said = false;
         loop {
-            let known = self.index.as_ref().map(|i| i.announced(&self.life.job)).unwrap_or_default();
-            let steps = job::steps(self.ask, &self.life.job);
-            let others = others(&known, &steps, self.life.number, self.job);
-            let time = job::left(self.ask, &self.life.job).is_none_or(|t| t > LAST);
-            if others.is_empty() || !time {
+            let others = self.waits_for();
+            if others.is_empty() {
                 return true;
             }
             if !said {
@@ -93,9 +120,25 @@ impl Around<'_> {
     }
 }
 
-/// Of the steps that run: those of other runs in this life of the job.
-fn others(known: &[Whereabouts], steps: &[String], life: u32, own: &Job) -> Vec<String> {
-    let other = |w: &&Whereabouts| w.restart_count == life && w.run != own.dir && steps.contains(&w.step);
+/// Whether what was announced is there, and not saved.
+fn goes_on(w: &Whereabouts, steps: &[String]) -> bool {
+    if w.mpirun.is_none() {
+        return steps.contains(&w.step);
+    }
+    // Its ranks need not be in a step with a number, and its keeper holds the lock.
+    let run = Job { name: String::new(), dir: w.run.clone() };
+    let saved = RunDir::open(&w.run).and_then(|d| d.read_json::<u32>(SAVED)).ok();
+    run.is_running() && saved != Some(w.incarnation)
+}
+
+/// Of those that go on: those of other runs in this life of the job.
+fn others(
+    known: &[Whereabouts],
+    life: u32,
+    own: &Job,
+    goes_on: &dyn Fn(&Whereabouts) -> bool,
+) -> Vec<String> {
+    let other = |w: &&Whereabouts| w.restart_count == life && w.run != own.dir && goes_on(w);
     let mut found: Vec<String> = known.iter().filter(other).map(|w| w.step.clone()).collect();
     found.sort();
     found.dedup();
@@ -118,9 +161,32 @@ mod tests {
         let known = [step("0", 1, "/h/1"), step("1", 1, "/h/2"), step("2", 1, "/h/3"), step("3", 0, "/h/4")];
         let steps = ["0", "1", "3", "4"].map(str::to_owned);
         assert_eq!(
-            others(&known, &steps, 1, &own),
+            others(&known, 1, &own, &|w| goes_on(w, &steps)),
             ["1"],
             "2 has ended, 3 was in an earlier life, 4 is not ours"
         );
+    }
+
+    #[test]
+    fn a_mpirun_goes_on_until_it_ends_or_is_saved() {
+        let dir = std::env::temp_dir().join(format!("stillpoint-cli-after-{}", std::process::id()));
+        RunDir::create(&dir).unwrap();
+        let run = Job { name: "1".into(), dir: dir.clone() };
+        let beside = Whereabouts {
+            step: "batch".into(),
+            run: dir.clone(),
+            mpirun: Some("x".into()),
+            incarnation: 2,
+            ..Whereabouts::default()
+        };
+        assert!(!goes_on(&beside, &[]), "nobody keeps it");
+        let lock = run.lock().unwrap();
+        assert!(goes_on(&beside, &[]));
+        is_saved(&run, 1).unwrap();
+        assert!(goes_on(&beside, &[]), "that was an earlier start");
+        is_saved(&run, 2).unwrap();
+        assert!(!goes_on(&beside, &[]));
+        drop(lock);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -3,8 +3,8 @@
 //! ended, so that a requeued job does not run it again.
 //!
 //! What a reader would get wrong: it is no supervisor. mpirun is not its child, and it starts nothing again; when a rank is lost,
-//! mpirun ends, and the job's script with it or not. Until it has answered it speaks on rank 0's standard error; then it has
-//! none, as mpirun waits for the end of those. Runs *next door*.
+//! mpirun ends, and the job's script with it or not. Until it has answered it speaks on rank 0's standard error; then in
+//! `RUN/keeper.log`, as mpirun waits for the end of those. Runs *next door*.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -17,17 +17,19 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, setsid};
 use stillpoint_coord::message::{JobOutcome, JobStatus, Presence};
 use stillpoint_storage::run::RunDir;
 
 use crate::drain;
 use crate::error::{Error, chain};
-use crate::home::{Description, Home, Job, Lock, bytes};
+use crate::home::{Description, Home, Job, Lock, bytes, private_file};
 use crate::launch::{Watch, spool_stdin};
 use crate::run::say;
+use crate::slurm::after::{Around, is_saved};
 use crate::slurm::choose::{Ended, From, RESULT, choose, run_info};
-use crate::slurm::identity::Index;
+use crate::slurm::identity::{Index, Life};
 use crate::slurm::job::{self, Ask, Whereabouts};
 use crate::slurm::mpirun::{Answer, Member};
 use crate::slurm::occasion::TimeLimit;
@@ -81,13 +83,12 @@ pub(crate) fn keep(home: &Home, given: &KeepArgs, json: bool) -> Result<u8, Erro
         return Err(e);
     }
     let Some(kept) = kept else { return Ok(0) };
-    let null = File::options().read(true).write(true).open("/dev/null");
-    let null = null.map_err(Error::io("open", Path::new("/dev/null")))?;
-    let dup = |e: rustix::io::Errno| Error::io("leave", Path::new("the standard streams"))(e.into());
-    rustix::stdio::dup2_stdin(&null).map_err(dup)?;
-    rustix::stdio::dup2_stdout(&null).map_err(dup)?;
-    rustix::stdio::dup2_stderr(&null).map_err(dup)?;
-    kept.watch(&rank_zero, json)
+    kept.leave_streams()?;
+    let watched = kept.watch(&rank_zero, json);
+    if let Err(e) = &watched {
+        say(json, "mpirun", &kept.job, &chain(e));
+    }
+    watched
 }
 
 /// Starts the keeper as nobody's child, and returns.
@@ -104,8 +105,8 @@ fn start() -> Result<u8, Error> {
 struct Kept {
     job: Job,
     incarnation: u32,
-    /// Slurm's number of the job.
-    slurm_job: String,
+    life: Life,
+    index: Index,
     on_time_limit: bool,
     _lock: Option<Lock>,
 }
@@ -172,7 +173,8 @@ fn claim(
     let kept = Kept {
         job: chosen.job,
         incarnation,
-        slurm_job: member.life.job.clone(),
+        life: member.life.clone(),
+        index: index.clone(),
         on_time_limit: model.on.iter().any(|o| o == "timelimit"),
         _lock: chosen.lock,
     };
@@ -207,24 +209,41 @@ fn parent(pid: i32) -> Option<i32> {
 }
 
 impl Kept {
+    fn leave_streams(&self) -> Result<(), Error> {
+        let path = self.job.path("keeper.log");
+        let log = private_file(&path, false).map_err(Error::io("open", &path))?;
+        rustix::fs::fcntl_setfl(&log, OFlags::APPEND).map_err(|e| Error::io("open", &path)(e.into()))?;
+        let null = File::open("/dev/null").map_err(Error::io("open", Path::new("/dev/null")))?;
+        let dup = |e: rustix::io::Errno| Error::io("leave", Path::new("the standard streams"))(e.into());
+        rustix::stdio::dup2_stdin(&null).map_err(dup)?;
+        rustix::stdio::dup2_stdout(&log).map_err(dup)?;
+        rustix::stdio::dup2_stderr(&log).map_err(dup)
+    }
+
     /// Waits for the end of rank 0, and then of all.
     fn watch(&self, rank_zero: &OwnedFd, json: bool) -> Result<u8, Error> {
         let ask: Ask<'_> = &job::ask;
         let mut limit = TimeLimit::new(&self.job, ask, json, true);
         // The script goes on as soon as mpirun has ended: so the ranks run on, and the requeue ends them.
         limit.stop = false;
+        let index = Some(self.index.clone());
+        let around = Around { life: &self.life, job: &self.job, index, ask, json };
+        let mut waits = false;
         while !is_over(rank_zero, Duration::from_secs(1)) {
             if self.on_time_limit {
-                limit.tick(&self.slurm_job, None);
+                limit.tick(&self.life.job, None);
                 if limit.saved.take().is_some() {
-                    self.requeue(ask);
+                    is_saved(&self.job, self.incarnation)?;
+                    waits = true;
                 }
+                waits = waits && !around.requeue_in_time();
             }
         }
+        limit.cut_off();
         let status = self.outcome().as_ref().and_then(result);
         // What Slurm has told to end may end well, and is not done.
         let by_itself =
-            || job::look(ask, &self.slurm_job).is_some_and(|v| v.state == "RUNNING" && !v.preempted);
+            || job::look(ask, &self.life.job).is_some_and(|v| v.state == "RUNNING" && !v.preempted);
         match status {
             Some(status) if by_itself() => {
                 let ended = Ended { status, incarnation: self.incarnation };
@@ -261,12 +280,6 @@ impl Kept {
                 Err(_) => return watch.outcome_file(),
             }
             std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn requeue(&self, ask: Ask<'_>) {
-        if job::look(ask, &self.slurm_job).is_some_and(|v| v.batch && v.requeue) {
-            let _ = ask("scontrol", &["requeue", &self.slurm_job]);
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::talk;
 const MARGIN: Duration = Duration::from_secs(20);
 /// Before anything is known of how long a checkpoint takes.
 const FIRST: Duration = Duration::from_secs(60);
+/// After one was refused.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Where there is no limit.
 const SELDOM: Duration = Duration::from_secs(300);
 
@@ -62,6 +64,8 @@ pub(crate) struct TimeLimit<'a> {
     /// When the step's own time is over.
     step_ends: Option<Instant>,
     asked: Option<Receiver<Outcome>>,
+    /// Why the last one was refused; it is asked for again.
+    refused: Option<String>,
     /// The step ends with the checkpoint.
     pub(crate) stop: bool,
     /// The checkpoint that was taken, once it is durable.
@@ -81,6 +85,7 @@ impl<'a> TimeLimit<'a> {
             first: None,
             step_ends: None,
             asked: None,
+            refused: None,
             stop: true,
             saved: None,
             due: None,
@@ -91,10 +96,19 @@ impl<'a> TimeLimit<'a> {
     pub(crate) fn tick(&mut self, id: &str, step: Option<&str>) {
         let answer = self.asked.as_ref().and_then(|a| a.try_recv().ok());
         if let Some(Ok(id)) = answer {
-            (self.saved, self.asked) = (Some(id), None);
+            (self.saved, self.asked, self.refused) = (Some(id), None, None);
         } else if let Some(Err(reasons)) = answer {
-            self.asked = None;
-            self.missed(&reasons.join("; "));
+            let why = Some(reasons.join("; "));
+            if why != self.refused {
+                let text = format!(
+                    "run {}: asked for again, as it was refused: {}",
+                    self.job.name,
+                    reasons.join("; ")
+                );
+                say(self.json, "timelimit", self.job, &text);
+            }
+            (self.asked, self.refused, self.due) = (None, why, None);
+            self.look_at = Instant::now() + AGAIN;
         }
         if Instant::now() < self.look_at || self.due.is_some() {
             return;
@@ -114,9 +128,11 @@ impl<'a> TimeLimit<'a> {
             return;
         }
         self.due = Some(whose);
-        let text =
-            format!("run {}: {} s to the time limit; a checkpoint is taken", self.job.name, left.as_secs());
-        say(self.json, "timelimit", self.job, &text);
+        if self.refused.is_none() {
+            let left = left.as_secs();
+            let text = format!("run {}: {left} s to the time limit; a checkpoint is taken", self.job.name);
+            say(self.json, "timelimit", self.job, &text);
+        }
         let (to, from) = channel();
         let (job, stop) = (self.job.clone(), self.stop);
         std::thread::spawn(move || {
@@ -132,8 +148,11 @@ impl<'a> TimeLimit<'a> {
 
     /// To be called when the step has ended, and not by its checkpoint.
     pub(crate) fn cut_off(&mut self) {
+        let refused = self.refused.take();
         if self.asked.take().is_some() {
             self.missed("there was not time enough");
+        } else if let Some(why) = refused {
+            self.missed(&why);
         }
     }
 
