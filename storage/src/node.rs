@@ -2,7 +2,8 @@
 //! *next door*.
 //!
 //! What a reader would get wrong: BASE may be /tmp, where everybody may have put something in our way. Each of the two
-//! directories must be ours, closed to all others, and no link; else it is refused, and nothing is done about it.
+//! directories must be ours, closed to all others, and no link; else it is refused, and nothing is done about it. BASE itself is refused
+//! where everybody may rename what is ours (writable by all, without the sticky bit).
 
 use crate::commit::partial_name;
 use crate::{At, Result, StoreError};
@@ -18,6 +19,10 @@ use xxhash_rust::xxh3::xxh3_64;
 /// It cannot be made, or somebody else could enter it ([`StoreError::Untrusted`]).
 pub fn node_dir(base: &Path, run: &Path) -> Result<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
+    let mode = std::fs::metadata(base).at("look at", base)?.mode();
+    if mode & 0o1002 == 0o002 {
+        return Err(StoreError::Untrusted { path: base.into() });
+    }
     let mut dir = base.to_owned();
     for name in [format!("stillpoint-{uid}"), format!("{:016x}", xxh3_64(run.as_os_str().as_bytes()))] {
         dir.push(name);
@@ -128,6 +133,12 @@ mod tests {
         fs::set_permissions(user, fs::Permissions::from_mode(0o755)).unwrap();
         assert!(matches!(node_dir(&base.0, run), Err(StoreError::Untrusted { .. })), "open to others");
         assert!(node_dir(&base.0.join("none"), run).is_err(), "the base is the site's to make");
+        fs::remove_dir(user).unwrap();
+        let open = |mode| fs::set_permissions(&base.0, fs::Permissions::from_mode(mode)).unwrap();
+        open(0o777);
+        assert!(matches!(node_dir(&base.0, run), Err(StoreError::Untrusted { .. })), "all may rename there");
+        open(0o1777);
+        node_dir(&base.0, run).unwrap();
     }
 
     #[test]

@@ -58,13 +58,20 @@ struct Shop {
     to: Sender<Input>,
 }
 
+/// The checkpoint in progress, as far as this node has to do with it.
+struct Current {
+    ckpt: CkptId,
+    over: Arc<AtomicBool>,
+    /// Where its images are written; none: straight to the run directory.
+    dir: Option<PathBuf>,
+}
+
 /// The node's disk.
 pub(crate) struct Burst {
     shop: Arc<Shop>,
     tasks: Sender<Task>,
     orders: BTreeMap<Conn, Order>,
-    /// The checkpoint in progress, as far as this node has to do with it, and whether it is over.
-    current: Option<(CkptId, Arc<AtomicBool>)>,
+    current: Option<Current>,
     /// Nobody else's agent copies from here.
     _lock: Option<OwnedFd>,
 }
@@ -107,17 +114,16 @@ impl Burst {
     pub(crate) fn snapshot(&mut self, conn: Conn, path: String) -> String {
         let there = PathBuf::from(&path);
         let Some((ckpt, rank)) = image_at(&there) else { return path };
-        if self.current.as_ref().is_none_or(|(c, _)| *c != ckpt) {
+        if self.current.as_ref().is_none_or(|c| c.ckpt != ckpt) {
             self.end();
-            self.current = Some((ckpt, Arc::default()));
-        }
-        let here = match self.shop.node.checkpoint(ckpt) {
-            Ok(dir) => dir.join(image_name(rank)),
-            Err(e) => {
-                tracing::warn!("{}; images go straight to the run directory", chain(&e));
-                return path;
+            let made = self.shop.node.checkpoint(ckpt);
+            if let Err(e) = &made {
+                tracing::warn!("{}; images go straight to the run directory", chain(e));
             }
-        };
+            self.current = Some(Current { ckpt, over: Arc::default(), dir: made.ok() });
+        }
+        let dir = self.current.as_ref().and_then(|c| c.dir.as_ref());
+        let Some(here) = dir.map(|d| d.join(image_name(rank))) else { return path };
         let Some(text) = here.to_str().map(str::to_owned) else { return path };
         self.orders.insert(conn, Order { ckpt, rank: Rank(rank), here, there });
         text
@@ -126,10 +132,10 @@ impl Burst {
     /// The rank of a connection has written; true: here, and the copy is under way.
     pub(crate) fn written(&mut self, conn: Conn, ckpt: u64, digest: [u8; 16], len: u64) -> bool {
         // What is ordered is of the current one.
-        let Some((_, over)) = self.current.as_ref().filter(|(c, _)| c.0 == ckpt) else { return false };
+        let Some(current) = self.current.as_ref().filter(|c| c.ckpt.0 == ckpt) else { return false };
         let Some(order) = self.orders.remove(&conn) else { return false };
         self.shop.open.fetch_add(1, SeqCst);
-        let task = Task::Copy { order, said: Said { len, digest }, over: Arc::clone(over) };
+        let task = Task::Copy { order, said: Said { len, digest }, over: Arc::clone(&current.over) };
         self.tasks.send(task).is_ok()
     }
 
@@ -140,7 +146,7 @@ impl Burst {
 
     /// A checkpoint exists, or never will.
     pub(crate) fn over(&mut self, ckpt: CkptId) {
-        if self.current.as_ref().is_some_and(|(c, _)| *c == ckpt) {
+        if self.current.as_ref().is_some_and(|c| c.ckpt == ckpt) {
             self.end();
         }
     }
@@ -148,7 +154,7 @@ impl Burst {
     /// The same of whatever is in progress.
     pub(crate) fn end(&mut self) {
         self.orders.clear();
-        if let Some((ckpt, over)) = self.current.take() {
+        if let Some(Current { ckpt, over, .. }) = self.current.take() {
             over.store(true, SeqCst);
             let _ = self.tasks.send(Task::Forget(ckpt));
         }
