@@ -67,6 +67,36 @@ fn scontrol_checkpoint_reaches_the_ranks_of_mpirun() {
     case.ends_right(&said);
 }
 
+/// Two of the same program and number of ranks are told apart by where their output goes, whichever comes first.
+#[test]
+fn twins_keep_their_runs_and_their_output() {
+    let Some(case) = Case::new(2, 2 * ROUNDS) else { return };
+    let script = format!(
+        "one() {{ mpirun -n 2 {} >>$1.out 2>>$1.err & }}\n\
+         if [ \"${{SLURM_RESTART_COUNT:-0}}\" = 0 ]; then one a; sleep 3; one b; else one b; sleep 3; one a; fi\nwait",
+        case.words.join(" ")
+    );
+    // On one node: Slurm starts the daemons of one mpirun after another's.
+    let job = case.submit(&script, &["-N1", "--requeue", "--ckpt-interval=1"]);
+    for run in ["1", "2"] {
+        let store = case.lab.store().join(run);
+        assert!(until(LIMIT, || newest(&store) > 0), "{}\n{}", case.output(), case.lab.logs());
+    }
+    let said = case.lab.says(&["scontrol", "requeue", &job]);
+    assert!(ok(&said), "{said:#?}");
+    case.lab.wait(&job, &["COMPLETED"], LIMIT);
+    let work = case.lab.work();
+    let mut out = String::new();
+    for (name, run) in [("a", "1"), ("b", "2")] {
+        let text = |end: &str| fs::read_to_string(work.join(format!("{name}.{end}"))).expect("read");
+        let told = [format!("run {run}: checkpoints of"), format!("run {run}: goes on from checkpoint")];
+        assert!(told.iter().all(|t| text("err").contains(t)), "{name}: {}\n{}", text("err"), case.lab.logs());
+        assert!(text("out").contains("result "), "{name}");
+        out += &text("out");
+    }
+    case.ends_right(&out);
+}
+
 /// From the shell of salloc mpirun is on another node than all its ranks.
 #[test]
 fn mpirun_from_the_shell_of_salloc() {

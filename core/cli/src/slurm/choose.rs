@@ -72,17 +72,17 @@ pub(crate) fn description(args: &[OsString]) -> Result<Description, Error> {
     })
 }
 
-/// Finds out which run this is. `Err`: one that has ended in an earlier life of the job, with this status.
+/// Finds out which run this is; `around`: the job, and whose standard streams tell twins in it apart. `Err`: one that has ended in an earlier life of the job, with this status.
 pub(crate) fn choose(
     home: &Home,
     what: &Description,
     restart: Option<&str>,
-    around: Option<(&Index, &Life)>,
+    around: Option<(&Index, &Life, u32)>,
     ask: Ask<'_>,
     json: bool,
 ) -> Result<Result<Chosen, u8>, Error> {
     let place = match around {
-        Some((index, life)) => {
+        Some((index, life, pid)) => {
             if let Some(view) = job::look(ask, &life.job).filter(|v| v.state != "CONFIGURING") {
                 index.begin(life, &view.start)?;
             }
@@ -90,7 +90,7 @@ pub(crate) fn choose(
             // The command line of an mpirun is its program's alone: two of them may differ in this only.
             words.extend(what.ranks.map(|n| OsString::from(format!("-n{n}"))));
             let hash = digest(Path::new(&what.info.cwd), &words);
-            Some(index.claim(life, &hash, &streams())?)
+            Some(index.claim(life, &hash, &streams(pid))?)
         }
         None => None,
     };

@@ -249,10 +249,10 @@ fn run_of(place: &Path) -> Option<PathBuf> {
     fs::read(place.join("run")).ok().map(|b| PathBuf::from(OsString::from_vec(b)))
 }
 
-/// Where this process' standard output goes and its standard input comes from, as far as they are files with a name.
-pub(crate) fn streams() -> Vec<u8> {
+/// Where a process' standard output goes and its standard input comes from, as far as they are files with a name.
+pub(crate) fn streams(pid: u32) -> Vec<u8> {
     let name = |fd: u32| {
-        let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
+        let path = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
         let file = path.metadata().is_ok_and(|m| m.is_file());
         let link = if file { fs::read_link(path).unwrap_or_default() } else { PathBuf::new() };
         link.into_os_string().into_vec()
@@ -329,6 +329,13 @@ mod tests {
         let left = |number, streams: &str, ended| Left { number, streams: Some(streams.into()), ended };
         let all = || vec![left(1, "x", true), left(0, "x", false), left(4, "y", true), left(2, "y", false)];
         assert_eq!(order(all(), b"y"), [2, 4, 0], "what has ended with other streams is another step");
+        let out = index.0.join("out");
+        let file = fs::File::create(&out).unwrap();
+        let mut other = std::process::Command::new("sleep").arg("60").stdout(file).spawn().unwrap();
+        let seen = streams(other.id());
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(seen.starts_with(out.as_os_str().as_bytes()), "of another process");
         fs::remove_dir_all(&index.0).unwrap();
     }
 

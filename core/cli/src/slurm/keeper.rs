@@ -131,7 +131,9 @@ fn claim(
         ..Description::default()
     };
     let ask: Ask<'_> = &job::ask;
-    let around = Some((index, &member.life));
+    // Rank 0's own are pipes, whatever mpirun's are.
+    let streams = mpirun(given.rank_zero).and_then(|p| u32::try_from(p).ok());
+    let around = Some((index, &member.life, streams.unwrap_or(std::process::id())));
     let chosen = match choose(home, &what, given.options.restart.as_deref(), around, ask, json)? {
         Ok(chosen) => chosen,
         Err(status) => return Ok(Err(status)),
@@ -188,11 +190,7 @@ fn is_input(rank_zero: i32) -> bool {
     if !own.is_ok_and(|m| m.file_type().is_fifo() || m.is_file()) {
         return false;
     }
-    let mpirun = parent(rank_zero).filter(|p| {
-        let program = fs::read_link(format!("/proc/{p}/exe")).unwrap_or_default();
-        program.file_name().is_some_and(|n| n != "orted")
-    });
-    match mpirun.and_then(|p| fs::metadata(format!("/proc/{p}/fd/0")).ok()) {
+    match mpirun(rank_zero).and_then(|p| fs::metadata(format!("/proc/{p}/fd/0")).ok()) {
         Some(m) => !m.file_type().is_char_device(),
         None => {
             let stdin = io::stdin();
@@ -200,6 +198,14 @@ fn is_input(rank_zero: i32) -> bool {
             poll(&mut fds, Some(&Timespec { tv_sec: 2, tv_nsec: 0 })).is_ok_and(|n| n > 0)
         }
     }
+}
+
+/// The mpirun above rank 0, if it is on this node.
+fn mpirun(rank_zero: i32) -> Option<i32> {
+    parent(rank_zero).filter(|p| {
+        let program = fs::read_link(format!("/proc/{p}/exe")).unwrap_or_default();
+        program.file_name().is_some_and(|n| n != "orted")
+    })
 }
 
 fn parent(pid: i32) -> Option<i32> {

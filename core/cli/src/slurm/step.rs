@@ -75,7 +75,7 @@ pub(crate) fn slurm_step(home: &Home, given: StepArgs, json: bool) -> Result<u8,
         home,
         &what,
         given.options.restart.as_deref(),
-        index.as_ref().zip(life.as_ref()),
+        index.as_ref().zip(life.as_ref()).map(|(index, life)| (index, life, std::process::id())),
         ask,
         json,
     )? {
