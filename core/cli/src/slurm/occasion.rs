@@ -24,6 +24,8 @@ const MARGIN: Duration = Duration::from_secs(20);
 const FIRST: Duration = Duration::from_secs(60);
 /// After one was refused.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How well the end of a step's time is known.
+const ROUGHLY: Duration = Duration::from_secs(3);
 /// Where there is no limit.
 const SELDOM: Duration = Duration::from_secs(300);
 
@@ -64,6 +66,8 @@ pub(crate) struct TimeLimit<'a> {
     /// When the step's own time is over.
     step_ends: Option<Instant>,
     asked: Option<Receiver<Outcome>>,
+    /// One is asked for, or there.
+    taken: bool,
     /// Why the last one was refused; it is asked for again.
     refused: Option<String>,
     /// The step ends with the checkpoint.
@@ -85,6 +89,7 @@ impl<'a> TimeLimit<'a> {
             first: None,
             step_ends: None,
             asked: None,
+            taken: false,
             refused: None,
             stop: true,
             saved: None,
@@ -107,17 +112,17 @@ impl<'a> TimeLimit<'a> {
                 );
                 say(self.json, "timelimit", self.job, &text);
             }
-            (self.asked, self.refused, self.due) = (None, why, None);
+            (self.asked, self.refused, self.taken) = (None, why, false);
             self.look_at = Instant::now() + AGAIN;
         }
-        if Instant::now() < self.look_at || self.due.is_some() {
+        if Instant::now() < self.look_at || self.taken {
             return;
         }
         let of_step = step.and_then(|s| job::step_left(self.ask, id, s));
         self.step_ends = of_step.map(|t| Instant::now() + t);
         let of_job = if self.wanted { job::left(self.ask, id) } else { None };
         let Some((left, whose)) = shorter(of_job, of_step) else {
-            self.look_at = Instant::now() + SELDOM;
+            self.look_at = Instant::now() + if self.refused.is_some() { AGAIN } else { SELDOM };
             return;
         };
         let first = *self.first.get_or_insert(left);
@@ -127,7 +132,7 @@ impl<'a> TimeLimit<'a> {
             self.look_at = Instant::now() + next_look(left, if self.wanted { lead } else { Duration::ZERO });
             return;
         }
-        self.due = Some(whose);
+        (self.due, self.taken) = (Some(whose), true);
         if self.refused.is_none() {
             let left = left.as_secs();
             let text = format!("run {}: {left} s to the time limit; a checkpoint is taken", self.job.name);
@@ -141,9 +146,9 @@ impl<'a> TimeLimit<'a> {
         self.asked = Some(from);
     }
 
-    /// Whether the step's own time is over: how srun ends then does not tell.
+    /// Whether the step's own time is over: how srun ends then does not tell. Slurm counts in whole seconds.
     pub(crate) fn is_over(&self) -> bool {
-        self.step_ends.is_some_and(|end| Instant::now() >= end)
+        self.step_ends.is_some_and(|end| Instant::now() + ROUGHLY >= end)
     }
 
     /// To be called when the step has ended, and not by its checkpoint.
