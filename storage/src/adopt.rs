@@ -12,24 +12,30 @@ use std::os::unix::fs::DirBuilderExt;
 use stillpoint_abi::ids::CkptId;
 
 impl RunDir {
-    /// Makes a checkpoint of another run directory one of this, durable and under the same number. True: it was not here.
+    /// Makes a checkpoint of another run directory one of this, durable and under the same number. True: it was not here, or was
+    /// `sound` no more.
     ///
     /// # Errors
     /// Another one has that number, or an agent works here: [`StoreError::Claimed`]. One that is not what its manifest says, a
     /// full disk: nothing is left.
-    pub fn adopt(&self, from: &RunDir, ckpt: CkptId) -> Result<bool> {
+    pub fn adopt(&self, from: &RunDir, ckpt: CkptId, sound: &mut dyn FnMut() -> bool) -> Result<bool> {
         let manifest = from.manifest(ckpt)?;
         let _lock = self.lock()?.ok_or_else(|| StoreError::Claimed { path: self.path.join("agent.lock") })?;
         let here = self.ckpt_path(ckpt);
+        let partial = self.partial_path(ckpt);
         if here.exists() {
-            let same = self.verify(ckpt).is_ok_and(|m| m == manifest);
-            return if same { Ok(false) } else { Err(StoreError::Claimed { path: here }) };
+            match self.manifest(ckpt) {
+                Ok(m) if m != manifest => return Err(StoreError::Claimed { path: here }),
+                Ok(_) if sound() => return Ok(false),
+                _ => {}
+            }
+            remove(&partial)?;
+            std::fs::rename(&here, &partial).at("put aside", &here)?;
         }
         let dir = from.ckpt_path(ckpt);
         let files: Result<Vec<File>> =
             manifest.images.iter().map(|e| open_ours(&dir.join(&e.file))).collect();
-        let partial = self.partial_path(ckpt);
-        // What is there is of one that was ended in this.
+        // What is there is damaged, or of one that was ended in this.
         remove(&partial)?;
         std::fs::DirBuilder::new().mode(0o700).create(&partial).at("make", &partial)?;
         let copied = files?.into_iter().zip(&manifest.images).try_for_each(|(file, e)| {
@@ -55,7 +61,7 @@ impl RunDir {
 mod tests {
     use super::*;
     use crate::commit::image_name;
-    use crate::commit::tests::{scratch, take};
+    use crate::commit::tests::{scratch, take, take_in};
     use std::fs;
 
     #[test]
@@ -66,15 +72,18 @@ mod tests {
         // Somebody was killed in this.
         fs::create_dir(other.partial_path(second)).unwrap();
         fs::write(other.partial_path(second).join(image_name(0)), "half").unwrap();
-        assert!(other.adopt(&one, second).unwrap());
-        assert!(!other.adopt(&one, second).unwrap(), "it is there");
+        assert!(other.adopt(&one, second, &mut || true).unwrap());
+        assert!(!other.adopt(&one, second, &mut || true).unwrap(), "it is there");
         assert_eq!(other.verify(second).unwrap(), one.verify(second).unwrap());
         assert_eq!(other.scan().unwrap(), [(second, false)]);
         // The run has forgotten it.
         fs::remove_dir_all(one.ckpt_path(second)).unwrap();
-        assert!(one.adopt(&other, second).unwrap());
+        assert!(one.adopt(&other, second, &mut || true).unwrap());
         assert_eq!(one.verify(second).unwrap().images.len(), 3);
-        assert!(matches!(one.adopt(&other, first), Err(StoreError::Io { .. })), "it is not there");
+        assert!(
+            matches!(one.adopt(&other, first, &mut || true), Err(StoreError::Io { .. })),
+            "it is not there"
+        );
     }
 
     #[test]
@@ -86,16 +95,24 @@ mod tests {
         let mut bytes = fs::read(&path).unwrap();
         bytes[0] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(matches!(other.adopt(&one, ckpt), Err(StoreError::Damaged { .. })));
+        assert!(matches!(other.adopt(&one, ckpt, &mut || true), Err(StoreError::Damaged { .. })));
         assert!(other.scan().unwrap().is_empty());
         bytes[0] ^= 1;
         fs::write(&path, &bytes).unwrap();
+        assert!(other.adopt(&one, ckpt, &mut || true).unwrap());
+        let copy = other.ckpt_path(ckpt).join(image_name(1));
+        fs::write(&copy, "damaged").unwrap();
+        assert!(other.adopt(&one, ckpt, &mut || false).unwrap(), "it is put right");
+        assert_eq!(fs::read(copy).unwrap(), bytes);
+        fs::remove_dir_all(other.ckpt_path(ckpt)).unwrap();
         let held = other.lock().unwrap();
-        assert!(matches!(other.adopt(&one, ckpt), Err(StoreError::Claimed { .. })), "an agent is at work");
+        assert!(
+            matches!(other.adopt(&one, ckpt, &mut || true), Err(StoreError::Claimed { .. })),
+            "an agent is at work"
+        );
         drop(held);
-        take(&other);
-        fs::write(other.ckpt_path(ckpt).join(image_name(2)), "mine").unwrap();
-        assert!(matches!(other.adopt(&one, ckpt), Err(StoreError::Claimed { .. })));
-        assert_eq!(fs::read(other.ckpt_path(ckpt).join(image_name(2))).unwrap(), b"mine");
+        assert_eq!(take_in(&other, 1), ckpt);
+        assert!(matches!(other.adopt(&one, ckpt, &mut || false), Err(StoreError::Claimed { .. })));
+        assert_eq!(other.verify(ckpt).unwrap().incarnation, 1);
     }
 }

@@ -111,13 +111,13 @@ impl RunDir {
     pub fn forget(&self, keep: usize, current: Option<CkptId>) -> Result<Vec<CkptId>> {
         let mut removed = Vec::new();
         let mut kept = 0;
-        let way = self.way();
+        let way = self.way()?;
         for (id, partial) in self.scan()? {
             if partial {
                 if Some(id) != current {
                     remove(&self.partial_path(id))?;
                 }
-            } else if kept < keep.max(1) {
+            } else if kept < keep.max(1) || way.told() == Some(id) {
                 let counts = Manifest::read(&self.ckpt_path(id)).is_ok_and(|m| way.has(id, m.incarnation));
                 kept += usize::from(counts);
             } else {

@@ -131,7 +131,7 @@ pub(crate) fn find(job: &Job, id: Option<u64>) -> Result<Checkpoint, Error> {
 
 /// The one that a restart begins at, if it is sound.
 pub(crate) fn last(job: &Job) -> Option<Checkpoint> {
-    let way = RunDir::open(&job.dir).ok()?.way();
+    let way = RunDir::open(&job.dir).and_then(|run| run.way()).ok()?;
     match way.told() {
         Some(id) => find(job, Some(id.0)).ok(),
         None => list(job).into_iter().rfind(|c| way.has(CkptId(c.id), c.manifest.incarnation)),
@@ -142,10 +142,14 @@ pub(crate) fn last(job: &Job) -> Option<Checkpoint> {
 /// `skipped` is told of each that is not right.
 pub(crate) fn newest_sound(job: &Job, skipped: &mut impl FnMut(u64, &str)) -> Result<Checkpoint, Error> {
     let run = RunDir::open(&job.dir)?;
-    let way = run.way();
+    let way = run.way()?;
     let sound = |c: Checkpoint| c.verify(job, &mut meter(true)).map(|_| c);
     if let Some(id) = way.told() {
-        return find(job, Some(id.0)).and_then(sound);
+        return match find(job, Some(id.0)) {
+            // There was one: to begin anew would be to give it up.
+            Err(Error::NoCheckpoint(name, _)) => Err(Error::NoneUsable(name)),
+            found => found.and_then(sound),
+        };
     }
     let mut any = false;
     for (id, partial) in run.scan()? {

@@ -126,13 +126,15 @@ pub(crate) fn drive(
     loop {
         if let Some(c) = &from {
             // Those behind it are of a past that did not happen: no later restart takes one of them.
-            StartFile { incarnation, restart: Some(c.dir.clone()), ..StartFile::default() }.write(job)?;
+            StartFile { incarnation, ..StartFile::default() }.at(Some(c)).write(job)?;
         }
         let dir = from.as_ref().map(|c| c.dir.as_path());
         let verdict = Start { job, what, incarnation, from: dir, json }.run(&mut heard);
         if matches!(verdict, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. })) {
             // A start that never was does not say which checkpoints lie on the job's way.
             StartFile::forget(job, incarnation);
+        } else {
+            RunDir::open(&job.dir)?.begin_anywhere();
         }
         let (lost, status) = match verdict? {
             Verdict::Ended(status) => return Ok(status),

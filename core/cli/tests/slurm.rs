@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(create.status.code(), Some(1));
         assert!(said(&create).contains("checkpoints are disabled"), "{}", said(&create));
         assert!(scontrol(&["checkpoint", "enable", "5"]).status.success());
-        assert!(said(&scontrol(&["checkpoint", "restart", "5"])).contains("job 5 is running"));
+        assert!(said(&scontrol(&["checkpoint", "restart", "5"])).contains("job 5 is not over (running)"));
         assert!(said(&scontrol(&["checkpoint", "create", "5.1"])).contains("no step 1"));
         let scancel = command(&lab.0, &lab.0.join("front/scancel"), &["5.0"]).output().unwrap();
         assert!(scancel.status.success() && asked().ends_with("scancel 5.0\n"), "{}", asked());

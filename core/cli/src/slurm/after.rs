@@ -6,7 +6,7 @@
 //! for good, and requeues nothing. A step ends with its checkpoint; the ranks of a mpirun run on, and so that is written down.
 //! Runs *next door*.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use stillpoint_storage::run::RunDir;
 
@@ -15,13 +15,15 @@ use crate::home::Job;
 use crate::run::say;
 use crate::signals::Heard;
 use crate::slurm::identity::{Index, Life};
-use crate::slurm::job::{self, Ask, Whereabouts};
+use crate::slurm::job::{self, Ask, View, Whereabouts};
 
 /// The time that a requeue needs before the time limit.
 const LAST: Duration = Duration::from_secs(10);
 /// The end of a job, once it has been ordered.
 const END: Duration = Duration::from_secs(30);
 
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
 /// In a run directory: the start of this number has its checkpoint before the time limit, and runs on.
 const SAVED: &str = "saved.json";
 
@@ -41,31 +43,48 @@ pub(crate) struct Around<'a> {
 }
 
 impl Around<'_> {
-    /// Whether there will be another life of the job.
-    fn is_requeued(&self) -> bool {
-        job::look(self.ask, &self.life.job).is_some_and(|v| v.batch && v.requeue)
+    fn look(&self) -> Option<View> {
+        job::look(self.ask, &self.life.job)
     }
 
     /// Has the batch job begin another life, and waits for the end of this one: what follows in the script is not to be run
     /// now.
     pub(crate) fn requeue(&self, heard: &mut Heard) {
-        if self.is_requeued() && self.others(heard) && self.order() {
-            let _ = heard.pause(END);
+        let until = Instant::now() + END;
+        let mut view = self.look();
+        // Slurm may have no answer for a moment.
+        while view.is_none() && Instant::now() < until && heard.pause(LOOK).is_none() {
+            view = self.look();
         }
+        if !view.is_some_and(|v| v.batch && v.requeue) || !self.others(heard) {
+            return;
+        }
+        let until = Instant::now() + END;
+        while !self.order() && Instant::now() < until {
+            if heard.pause(LOOK).is_some() {
+                return;
+            }
+        }
+        let _ = heard.pause(END);
     }
 
     /// The same of a mpirun that runs on, and whose end its keeper waits for: true once there is nothing left to do here.
     pub(crate) fn requeue_in_time(&self) -> bool {
-        !self.is_requeued() || (self.waits_for().is_empty() && self.order())
+        match self.look() {
+            None => false,
+            Some(v) if !(v.batch && v.requeue) => true,
+            Some(_) => self.waits_for().is_empty() && self.order(),
+        }
     }
 
     /// Unless somebody else was faster. False: it failed.
     fn order(&self) -> bool {
-        if !self.is_running() {
+        let runs = || self.look().is_none_or(|v| v.state == "RUNNING");
+        if !runs() {
             return true;
         }
         match (self.ask)("scontrol", &["requeue", &self.life.job]) {
-            Err(e) if self.is_running() => {
+            Err(e) if runs() => {
                 let text = format!("job {} is not requeued: {e}", self.life.job);
                 say(self.json, "timelimit", self.job, &text);
                 false
@@ -76,8 +95,7 @@ impl Around<'_> {
 
     /// Waits for the end of a preempted job, for the same reason. A status: a signal has ended us.
     pub(crate) fn sit_out(&self, heard: &mut Heard) -> Option<u8> {
-        let look = || job::look(self.ask, &self.life.job);
-        while look().is_some_and(|v| v.preempted && v.batch && v.requeue) {
+        while self.look().is_some_and(|v| v.preempted && v.batch && v.requeue) {
             let ended = heard.pause(Duration::from_secs(2));
             if ended.is_some() {
                 return ended;
@@ -86,15 +104,11 @@ impl Around<'_> {
         None
     }
 
-    fn is_running(&self) -> bool {
-        job::look(self.ask, &self.life.job).is_some_and(|v| v.state == "RUNNING")
-    }
-
     /// Who is still to have its checkpoint; nobody any more when the time is all but over.
     fn waits_for(&self) -> Vec<String> {
         let known = self.index.as_ref().map(|i| i.announced(&self.life.job)).unwrap_or_default();
-        let steps = job::steps(self.ask, &self.life.job);
-        let others = others(&known, self.life.number, self.job, &|w| goes_on(w, &steps));
+        let steps = job::steps(self.ask, &self.life.job).ok();
+        let others = others(&known, self.life.number, self.job, &|w| goes_on(w, steps.as_deref()));
         let time = others.is_empty() || job::left(self.ask, &self.life.job).is_none_or(|t| t > LAST);
         if time { others } else { vec![] }
     }
@@ -113,17 +127,17 @@ impl Around<'_> {
                 say(self.json, "timelimit", self.job, &text);
                 said = true;
             }
-            if heard.pause(Duration::from_secs(1)).is_some() {
+            if heard.pause(LOOK).is_some() {
                 return false;
             }
         }
     }
 }
 
-/// Whether what was announced is there, and not saved.
-fn goes_on(w: &Whereabouts, steps: &[String]) -> bool {
+/// Whether what was announced is there, and not saved. `steps`: those that run, if that is known.
+fn goes_on(w: &Whereabouts, steps: Option<&[String]>) -> bool {
     if w.mpirun.is_none() {
-        return steps.contains(&w.step);
+        return steps.is_none_or(|all| all.contains(&w.step));
     }
     // Its ranks need not be in a step with a number, and its keeper holds the lock.
     let run = Job { name: String::new(), dir: w.run.clone() };
@@ -161,10 +175,11 @@ mod tests {
         let known = [step("0", 1, "/h/1"), step("1", 1, "/h/2"), step("2", 1, "/h/3"), step("3", 0, "/h/4")];
         let steps = ["0", "1", "3", "4"].map(str::to_owned);
         assert_eq!(
-            others(&known, 1, &own, &|w| goes_on(w, &steps)),
+            others(&known, 1, &own, &|w| goes_on(w, Some(&steps))),
             ["1"],
             "2 has ended, 3 was in an earlier life, 4 is not ours"
         );
+        assert_eq!(others(&known, 1, &own, &|w| goes_on(w, None)), ["1", "2"], "Slurm has not answered");
     }
 
     #[test]
@@ -179,13 +194,13 @@ mod tests {
             incarnation: 2,
             ..Whereabouts::default()
         };
-        assert!(!goes_on(&beside, &[]), "nobody keeps it");
+        assert!(!goes_on(&beside, None), "nobody keeps it");
         let lock = run.lock().unwrap();
-        assert!(goes_on(&beside, &[]));
+        assert!(goes_on(&beside, None));
         is_saved(&run, 1).unwrap();
-        assert!(goes_on(&beside, &[]), "that was an earlier start");
+        assert!(goes_on(&beside, None), "that was an earlier start");
         is_saved(&run, 2).unwrap();
-        assert!(!goes_on(&beside, &[]));
+        assert!(!goes_on(&beside, None));
         drop(lock);
         std::fs::remove_dir_all(dir).unwrap();
     }

@@ -11,10 +11,10 @@ use stillpoint_storage::run::RunDir;
 
 use crate::catalog;
 use crate::error::chain;
-use crate::home::{BELOW_HOME, Job};
+use crate::home::{BELOW_HOME, Job, Lock};
 use crate::slurm::choose::{Ended, RESULT};
 use crate::slurm::images;
-use crate::slurm::job::{Listed, View, Whereabouts};
+use crate::slurm::job::{self, Listed, View, Whereabouts};
 use crate::slurm::scontrol::{Front, Told};
 
 impl Front<'_> {
@@ -23,8 +23,9 @@ impl Front<'_> {
         if listed.state == "PENDING" {
             return Told::refuse(format!("job {key} waits to be started already"));
         }
-        if !listed.is_over() {
-            return Told::refuse(format!("job {key} is running ({})", listed.state.to_lowercase()));
+        // In COMPLETING agents may still commit what they copy.
+        if !listed.has_ended() {
+            return Told::refuse(format!("job {key} is not over ({})", listed.state.to_lowercase()));
         }
         if !(view.batch && view.requeue) || self.request.step.is_some() {
             return self.tell_how(key);
@@ -34,15 +35,30 @@ impl Front<'_> {
             return Told::refuse(format!("no step of job {key} ran under Stillpoint"));
         }
         let mut told = Told::default();
+        let locks = match lock(&known) {
+            Ok(locks) => locks,
+            Err(why) => return Told::refuse(why),
+        };
+        // What was asked for before, and never started.
+        begin_anywhere(&known);
         if let Some(dir) = &self.request.image_dir {
             if let Err(why) = from_images(dir, key, &known, &mut told.out) {
                 return Told::refuse(why);
             }
         }
+        // To copy takes its time, and somebody else may have started it meanwhile.
+        let now = job::jobs(self.ask, &self.request.job).unwrap_or_default();
+        if let Some(l) = now.iter().find(|l| l.key == *key && !l.has_ended()) {
+            begin_anywhere(&known);
+            return Told::refuse(format!("job {key} is not over any more ({})", l.state.to_lowercase()));
+        }
         // Else the steps that ended would not run, but answer as they ended.
         let results = forget_results(&known);
         match (self.ask)("scontrol", &["requeue", key]) {
-            Ok(_) => told.out.push(format!("{key}: requeued; its steps go on from their last checkpoints")),
+            Ok(_) if told.out.is_empty() => {
+                told.out.push(format!("{key}: requeued; its steps go on from their last checkpoints"));
+            }
+            Ok(_) => told.out.push(format!("{key}: requeued")),
             Err(e) => {
                 results.iter().for_each(|(run, ended)| drop(run.write_json(RESULT, ended)));
                 begin_anywhere(&known);
@@ -52,6 +68,7 @@ impl Front<'_> {
                 return told;
             }
         }
+        drop(locks);
         if self.request.stick {
             let (id, nodes) = (format!("JobId={key}"), format!("ReqNodeList={}", view.nodes));
             if let Err(e) = (self.ask)("scontrol", &["update", &id, &nodes]) {
@@ -91,12 +108,28 @@ impl Front<'_> {
     }
 }
 
-/// Has the runs begin at their checkpoints in `dir`, all that have one there. What is told of each is added to `told`.
-fn from_images(dir: &Path, key: &str, known: &[Whereabouts], told: &mut Vec<String>) -> Result<(), String> {
+/// Nobody else starts the runs, or has them begin elsewhere, as long as these are held.
+fn lock(known: &[Whereabouts]) -> Result<Vec<Lock>, String> {
+    let job = |run: &Path| Job { name: run.to_string_lossy().into_owned(), dir: run.to_owned() };
+    runs(known)
+        .into_iter()
+        .filter(|run| run.is_dir())
+        .map(|run| job(run).lock())
+        .collect::<Result<_, _>>()
+        .map_err(|e| chain(&e))
+}
+
+/// The directories of runs.
+fn runs(known: &[Whereabouts]) -> Vec<&Path> {
     let mut runs: Vec<&Path> = known.iter().map(|w| w.run.as_path()).collect();
     runs.sort_unstable();
     runs.dedup();
-    for run in runs {
+    runs
+}
+
+/// Has the runs begin at their checkpoints in `dir`, all that have one there. What is told of each is added to `told`.
+fn from_images(dir: &Path, key: &str, known: &[Whereabouts], told: &mut Vec<String>) -> Result<(), String> {
+    for run in runs(known) {
         match images::take(dir, key, run) {
             Ok(None) => {}
             Ok(Some(id)) => told.push(format!("{key}: {} goes on from checkpoint {id}", run.display())),

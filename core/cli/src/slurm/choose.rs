@@ -38,6 +38,15 @@ pub(crate) enum From {
     Checkpoint(Box<Checkpoint>),
 }
 
+impl From {
+    pub(crate) fn checkpoint(&self) -> Option<&Checkpoint> {
+        match self {
+            From::Checkpoint(c) => Some(c),
+            _ => None,
+        }
+    }
+}
+
 /// A run that was found or made, and where it begins.
 #[derive(Debug)]
 pub(crate) struct Chosen {

@@ -28,6 +28,16 @@ fn place(dir: &Path, job: &str, run: &Path) -> PathBuf {
     dir.join(format!("{job}.run-{}", run.file_name().unwrap_or_default().to_string_lossy()))
 }
 
+/// Whether there is anything of a run.
+fn there(path: &Path) -> Result<bool, Error> {
+    let info = path.join(INFO);
+    info.try_exists().map_err(Error::io("look for", &info))
+}
+
+fn is_sound(job: &Job, id: u64) -> bool {
+    catalog::find(job, Some(id)).and_then(|c| c.verify(job, &mut catalog::meter(true))).is_ok()
+}
+
 /// One file of each rank is open at once.
 fn many_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
@@ -41,14 +51,15 @@ pub(crate) fn put(dir: &Path, job: &str, run: &Job, id: u64) -> Result<PathBuf, 
     let path = place(dir, job, &run.dir);
     let to = RunDir::create(&path)?;
     let info: Value = from.read_json(INFO)?;
-    if path.join(INFO).exists() {
+    if there(&path)? {
         if to.read_json::<Value>(INFO)? != info {
             return Err(Error::ImagesOfAnother(path));
         }
     } else {
         to.write_json(INFO, &info)?;
     }
-    to.adopt(&from, CkptId(id))?;
+    let copy = Job { name: path.to_string_lossy().into_owned(), dir: path.clone() };
+    to.adopt(&from, CkptId(id), &mut || is_sound(&copy, id))?;
     File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("make durable", dir))?;
     Ok(path)
 }
@@ -57,7 +68,7 @@ pub(crate) fn put(dir: &Path, job: &str, run: &Job, id: u64) -> Result<PathBuf, 
 /// run in `dir`.
 pub(crate) fn take(dir: &Path, job: &str, run: &Path) -> Result<Option<u64>, Error> {
     let path = place(dir, job, run);
-    if !path.join(INFO).exists() {
+    if !there(&path)? {
         return Ok(None);
     }
     many_files();
@@ -65,11 +76,12 @@ pub(crate) fn take(dir: &Path, job: &str, run: &Path) -> Result<Option<u64>, Err
     if to.read_json::<Value>(INFO)? != from.read_json::<Value>(INFO)? {
         return Err(Error::ImagesOfAnother(path));
     }
-    let there = Job { name: path.to_string_lossy().into_owned(), dir: path };
-    let newest = catalog::newest_sound(&there, &mut |id, why| {
-        eprintln!("scontrol: checkpoint {id} in {} cannot be used: {why}", there.name);
+    let copy = Job { name: path.to_string_lossy().into_owned(), dir: path };
+    let newest = catalog::newest_sound(&copy, &mut |id, why| {
+        eprintln!("scontrol: checkpoint {id} in {} cannot be used: {why}", copy.name);
     })?;
-    to.adopt(&from, CkptId(newest.id))?;
+    let job = Job { name: run.to_string_lossy().into_owned(), dir: run.to_owned() };
+    to.adopt(&from, CkptId(newest.id), &mut || is_sound(&job, newest.id))?;
     to.begin_at(CkptId(newest.id))?;
     Ok(Some(newest.id))
 }

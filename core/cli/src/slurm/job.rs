@@ -89,7 +89,12 @@ pub(crate) struct Listed {
 }
 
 impl Listed {
-    /// Waits, or runs.
+    /// Nothing of it runs any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.is_over() && self.state != "COMPLETING"
+    }
+
+    /// Neither waits nor runs.
     pub(crate) fn is_over(&self) -> bool {
         !["RUNNING", "SUSPENDED", "STOPPED", "CONFIGURING", "PENDING", "RESIZING", "REQUEUED", "REQUEUE_HOLD"]
             .contains(&self.state.as_str())
@@ -115,13 +120,13 @@ pub(crate) fn jobs(ask: Ask<'_>, job: &str) -> Result<Vec<Listed>, Error> {
 
 /// The steps of a job that run, without those that Slurm makes for itself (batch, extern, interactive). The job by its key: the
 /// first id of an array is that of one of its tasks as well.
-pub(crate) fn steps(ask: Ask<'_>, job: &str) -> Vec<String> {
-    let out = ask("squeue", &["-s", "-h", "-j", job, "-o", "%i"]).unwrap_or_default();
+pub(crate) fn steps(ask: Ask<'_>, job: &str) -> Result<Vec<String>, String> {
+    let out = ask("squeue", &["-s", "-h", "-j", job, "-o", "%i"])?;
     let number = |line: &str| {
         let step = line.trim().rsplit_once('.')?.1;
         step.parse::<u32>().ok().map(|n| n.to_string())
     };
-    out.lines().filter_map(number).collect()
+    Ok(out.lines().filter_map(number).collect())
 }
 
 /// `[[D-]HH:]MM:SS`, as `squeue` has times. `None`: no limit.
@@ -327,7 +332,7 @@ mod tests {
         let jobs = jobs(&fake, "100").unwrap();
         assert_eq!((jobs[0].key.as_str(), jobs[0].uid, jobs[0].is_over()), ("100_3", 1001, false));
         assert_eq!((jobs[1].key.as_str(), jobs[1].is_over()), ("102", true));
-        assert_eq!(steps(&fake, "5"), ["0", "12"]);
+        assert_eq!(steps(&fake, "5").unwrap(), ["0", "12"]);
         assert!(is_node_gone(&fake, "n[1-2]") && !is_node_gone(&fake, ""));
         assert!(!was_cancelled(&fake, "5", "0"));
         let none = |_: &str, _: &[&str]| Err("Invalid job id specified".to_owned());

@@ -139,26 +139,23 @@ fn claim(
         Err(status) => return Ok(Err(status)),
     };
     let (job, incarnation) = (&chosen.job, chosen.incarnation);
-    let restart = match &chosen.from {
-        From::Checkpoint(c) if c.manifest.size != member.size => {
-            return Err(Error::Ranks { ckpt: c.id, have: c.manifest.size, want: member.size });
-        }
-        From::Checkpoint(c) => Some(c.dir.clone()),
-        _ => None,
-    };
-    if restart.is_none() && !job.path("stdin").is_file() && is_input(given.rank_zero) {
+    let from = chosen.from.checkpoint();
+    if let Some(c) = from.filter(|c| c.manifest.size != member.size) {
+        return Err(Error::Ranks { ckpt: c.id, have: c.manifest.size, want: member.size });
+    }
+    if from.is_none() && !job.path("stdin").is_file() && is_input(given.rank_zero) {
         spool_stdin(job)?;
     }
     let start = StartFile {
         incarnation,
-        restart,
         local: given.local.clone(),
         on: vec![],
         index: Some(index.0.clone()),
         stdin: job.path("stdin").is_file().then_some(Stdin::Task(0)),
         ..model.clone()
     };
-    start.write(job)?;
+    start.at(from).write(job)?;
+    RunDir::open(&job.dir)?.begin_anywhere();
     if let Some(w) = Whereabouts::of_mpirun(|n| std::env::var_os(n), &job.dir, incarnation, &member.token) {
         w.announce(index, &member.answer())?;
         RunDir::open(&job.dir)?.write_json("slurm.json", &w)?;
@@ -239,8 +236,10 @@ impl Kept {
             if self.on_time_limit {
                 limit.tick(&self.life.job, None);
                 if limit.saved.take().is_some() {
-                    is_saved(&self.job, self.incarnation)?;
                     waits = true;
+                    if let Err(e) = is_saved(&self.job, self.incarnation) {
+                        say(json, "timelimit", &self.job, &chain(&e));
+                    }
                 }
                 waits = waits && !around.requeue_in_time();
             }

@@ -167,7 +167,7 @@ impl Front<'_> {
         }
         let known = self.known(key);
         let (mut found, mut others) = (vec![], vec![]);
-        for step in job::steps(self.ask, key) {
+        for step in job::steps(self.ask, key).unwrap_or_default() {
             if self.request.step.as_ref().is_some_and(|s| *s != step) {
                 continue;
             }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use stillpoint_storage::run::RunDir;
 use stillpoint_storage::way::STARTS;
 
+use crate::catalog::Checkpoint;
 use crate::error::Error;
 use crate::home::Job;
 use crate::run::every;
@@ -66,6 +67,9 @@ pub(crate) struct StartFile {
     pub(crate) keep: Option<u32>,
     /// Directory of the checkpoint to start from.
     pub(crate) restart: Option<PathBuf>,
+    /// Which start has taken that one.
+    #[serde(default)]
+    pub(crate) of: u32,
     /// Where node-local directories are made; `null`: where the plugin says.
     pub(crate) local: Option<PathBuf>,
     /// On what occasions a checkpoint is taken besides.
@@ -90,6 +94,12 @@ pub(crate) enum Stdin {
 }
 
 impl StartFile {
+    /// The same, of a start at this checkpoint.
+    pub(crate) fn at(self, from: Option<&Checkpoint>) -> Self {
+        let restart = from.map(|c| c.dir.clone());
+        StartFile { restart, of: from.map_or(0, |c| c.manifest.incarnation), ..self }
+    }
+
     /// Writes it, durably: the tasks are on other nodes.
     pub(crate) fn write(&self, job: &Job) -> Result<(), Error> {
         RunDir::create(&job.path(STARTS))?.write_json(&format!("{:06}.json", self.incarnation), self)?;

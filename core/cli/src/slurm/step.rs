@@ -135,11 +135,7 @@ impl Step<'_> {
         let mut lost_at: Option<Instant> = None;
         let mut shrunk = false;
         loop {
-            let restart = match &from {
-                From::Checkpoint(c) => Some(c.dir.clone()),
-                _ => None,
-            };
-            StartFile { incarnation, restart, ..self.model.clone() }.write(self.job)?;
+            StartFile { incarnation, ..self.model.clone() }.at(from.checkpoint()).write(self.job)?;
             let patience = Duration::from_secs(4);
             let watch = Watch { job: self.job, incarnation, patience, json: self.json };
             let on = |what: &str| self.model.on.iter().any(|o| o == what);
@@ -180,6 +176,9 @@ impl Step<'_> {
             if !facts.started && facts.outcome.is_none() {
                 // A start that never was does not say which checkpoints lie on the run's way.
                 StartFile::forget(self.job, incarnation);
+            } else {
+                // It was told where to begin, and did.
+                RunDir::open(&self.job.dir)?.begin_anywhere();
             }
             if catalog::list(self.job).iter().any(|c| c.manifest.incarnation >= incarnation) {
                 before.in_a_row = 0;
