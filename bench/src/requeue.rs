@@ -13,8 +13,9 @@ use crate::bed::Bed;
 use crate::report::{Figure, Take, Target};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use stillpoint_tests::cycle::{newest, until};
+use stillpoint_tests::cycle::until;
 use stillpoint_tests::lab::Lab;
+use stillpoint_tests::store::newest;
 
 /// How long anything of it may take before it counts as hung.
 const LIMIT: Duration = Duration::from_secs(180);

@@ -1,21 +1,19 @@
 //! The runs of one program: native, under Stillpoint, with checkpoints, killed and restarted. Runs *next door*.
 //!
-//! What a reader would get wrong: a program that is rolled back may say a line twice, so results are compared as the set
-//! of its `result` lines, which must be the one line of the native run, not as whole output.
+//! What a reader would get wrong: how often and how long is measured natively at first, as machines differ; what is over before it was
+//! disturbed runs once more, for longer, and never counts as passed.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::process::{Ended, Running, copies, descendants, is_stopped, kill, machine, signal};
-use crate::program::{Program, Start};
+use crate::case::{Case, LIMIT, Scratch, prepared, results, run_native};
+use crate::process::{Ended, Running, copies, descendants, is_stopped, kill, signal};
+use crate::program::Program;
+use crate::store::{being_written, commits, log, newest, size};
 use crate::{Random, built, skipped};
 use rustix::process::Signal;
 
-/// How long one run may take before it counts as hung.
-const LIMIT: Duration = Duration::from_secs(120);
 /// The name of the program that a rank really is.
 const RANK: &str = "stillpoint-rank";
 
@@ -249,17 +247,6 @@ fn agents_killed(name: &str, mode: &'static str, nodes: usize) {
     assert!(!restarted, "{name} was restarted: {text}");
 }
 
-/// A launcher that gives each two ranks a node's directory of their own.
-fn scatter(ranks: u32, scratch: &Scratch) -> PathBuf {
-    let node = "export STILLPOINT_LOCAL=$STILLPOINT_RUN/node-$((OMPI_COMM_WORLD_RANK / 2)); exec \"$@\"";
-    let text = format!("#!/bin/sh\nexec mpirun -n {ranks} sh -c '{node}' sh \"$@\"\n");
-    let path = scratch.0.join("scatter");
-    fs::write(&path, text).expect("a scratch folder can be written to");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    fs::set_permissions(&path, mode).expect("it is ours");
-    path
-}
-
 /// The agents that work in a store, by their command lines.
 pub fn agents_of(store: &Path) -> Vec<u32> {
     let store = store.display().to_string();
@@ -292,32 +279,8 @@ fn kill_one(job: u32, random: &mut Random) {
     }
 }
 
-/// Number of the newest commit, 0 if there is none.
-pub fn newest(store: &Path) -> u64 {
-    let number = |folder: &PathBuf| folder.file_name()?.to_str()?.rsplit('-').next()?.parse().ok();
-    commits(store).iter().filter_map(number).max().unwrap_or(0)
-}
-
-/// Bytes of the files in a folder.
-fn size(folder: &Path) -> u64 {
-    let files = fs::read_dir(folder).into_iter().flatten().flatten();
-    files.filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum()
-}
-
 fn descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().count()
-}
-
-/// What the node agent said, for a failed assertion.
-fn log(store: &Path) -> String {
-    let is_log = |file: &PathBuf| {
-        file.file_name()
-            .and_then(|n| n.to_str())
-            .is_some_and(|n| n.starts_with("agent") && n.ends_with(".log"))
-    };
-    let files = folders(store).into_iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
-    let logs = files.map(|file| file.path()).filter(is_log).filter_map(|file| fs::read_to_string(file).ok());
-    logs.collect::<Vec<_>>().join("\n")
 }
 
 /// Kills a rank at a random moment after the first commit, every other time within a checkpoint; the job ends as the
@@ -389,115 +352,6 @@ fn compare(
     Some(Case::new(name, mode, seconds)?.run(interval, &[], disturb))
 }
 
-/// A program with a number of rounds, and what it finds natively.
-struct Case {
-    program: Program,
-    mode: &'static str,
-    seconds: u32,
-    words: Vec<String>,
-    expected: BTreeSet<String>,
-}
-
-impl Case {
-    /// Runs the program natively; `None` if it is skipped.
-    fn new(name: &str, mode: &'static str, seconds: u32) -> Option<Case> {
-        let program = Program::named(name);
-        let scratch = Scratch::new(mode, name);
-        let rounds = if seconds == 0 { program.rounds } else { rounds(&program, seconds, &scratch)? };
-        let words = prepared(&program, rounds)?;
-        let expected = results(&run_native(&program, &words, &scratch));
-        Some(Case { program, mode, seconds, words, expected })
-    }
-
-    /// Runs under Stillpoint with these settings of the environment.
-    fn run(
-        &self,
-        interval: Option<&str>,
-        settings: &[(&str, &str)],
-        disturb: &mut dyn FnMut(&mut Running, &Path),
-    ) -> Ended {
-        let name = self.program.name();
-        let scratch = Scratch::new(self.mode, name);
-        let stillpoint = built().join("stillpoint");
-        assert!(stillpoint.is_file(), "{} is not built; run `cargo xtask build`", stillpoint.display());
-        let store = scratch.0.join("checkpoints");
-        let mut command = Command::new(stillpoint);
-        command.arg("run").args(["--restarts", "20"]).arg("--dir").arg(&store);
-        match self.program.start {
-            Start::Ranks(ranks) if self.mode == "scattered" => {
-                command.arg("--launcher").arg(scatter(ranks, &scratch));
-            }
-            Start::Ranks(ranks) => {
-                command.args(["-n", &ranks.to_string()]);
-            }
-            Start::Alone => {}
-        }
-        if let Some(interval) = interval {
-            command.args(["--interval", interval]);
-        }
-        command.arg("--");
-        if self.mode == "chained" {
-            command.args(["sh", "-c", "exec env CHAINED=1 numactl --localalloc \"$@\"", "sh"]);
-        }
-        command.args(&self.words).envs(settings.iter().copied()).current_dir(&scratch.0);
-        let mut job = Running::start(machine(&mut command));
-        disturb(&mut job, &store);
-        let ended = job.wait(LIMIT + Duration::from_secs(4 * u64::from(self.seconds)));
-        let found = results(&ended);
-        assert_eq!(found, self.expected, "{name} {}: another result than the native run", self.mode);
-        ended
-    }
-}
-
-/// The command line of the program; without it the test is skipped, by name.
-fn prepared(program: &Program, rounds: u32) -> Option<Vec<String>> {
-    program.command(rounds, 7).map_err(|lack| skipped(&lack)).ok()
-}
-
-/// Rounds that last about `seconds` natively on this machine, as it is now.
-fn rounds(program: &Program, seconds: u32, scratch: &Scratch) -> Option<u32> {
-    let time = |rounds| {
-        let words = prepared(program, rounds)?;
-        let begun = Instant::now();
-        results(&run_native(program, &words, scratch));
-        Some(begun.elapsed().as_secs_f64())
-    };
-    let few = (program.rounds / 20).max(1);
-    let short = time(few)?;
-    let (mut many, mut long) = (few, short);
-    // Until the rounds outweigh the start.
-    while long < short + 0.7 && many < program.rounds * 50 {
-        many *= 4;
-        long = time(many)?;
-    }
-    let each = (long - short).max(0.05) / f64::from((many - few).max(1));
-    let wanted = f64::from(seconds) / each;
-    Some((wanted as u32).clamp(program.rounds / 2, program.rounds * 100))
-}
-
-fn run_native(program: &Program, words: &[String], scratch: &Scratch) -> Ended {
-    let mut command = match program.start {
-        Start::Alone => Command::new(&words[0]),
-        Start::Ranks(ranks) => {
-            let mut launcher = Command::new("mpirun");
-            launcher.args(["-n", &ranks.to_string(), &words[0]]);
-            launcher
-        }
-    };
-    command.args(&words[1..]).current_dir(&scratch.0);
-    Running::start(machine(&mut command)).wait(LIMIT)
-}
-
-/// The `result` lines of a run that ended well.
-fn results(ended: &Ended) -> BTreeSet<String> {
-    let well = ended.status.is_some_and(|status| status.success());
-    assert!(well && ended.stdout.lines().any(|line| line == "EXIT-SUCCESS"), "{ended:#?}");
-    let found: BTreeSet<String> =
-        ended.stdout.lines().filter(|line| line.starts_with("result ")).map(str::to_owned).collect();
-    assert_eq!(found.len(), 1, "one result, the same each time it is said: {ended:#?}");
-    found
-}
-
 /// Waits until something holds. False: it did not within `limit`.
 pub fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
@@ -508,73 +362,4 @@ pub fn until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(2));
     }
     false
-}
-
-/// The committed checkpoints below a store: folders that hold a manifest and are not being written.
-pub fn commits(store: &Path) -> Vec<PathBuf> {
-    folders(store)
-        .into_iter()
-        .filter(|folder| !is_partial(folder) && folder.join("manifest.json").is_file())
-        .collect()
-}
-
-/// Whether a checkpoint is being written just now.
-fn being_written(store: &Path) -> bool {
-    folders(store).iter().any(|folder| is_partial(folder))
-}
-
-fn is_partial(folder: &Path) -> bool {
-    folder.extension().is_some_and(|ending| ending == "partial")
-}
-
-/// A folder and all below it.
-fn folders(top: &Path) -> Vec<PathBuf> {
-    let mut found = vec![top.to_path_buf()];
-    let mut next = 0;
-    while let Some(folder) = found.get(next) {
-        let below = fs::read_dir(folder).into_iter().flatten().flatten();
-        let below: Vec<PathBuf> = below
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .collect();
-        found.extend(below);
-        next += 1;
-    }
-    found
-}
-
-/// A working directory that goes away with the test, unless the test failed.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(mode: &str, name: &str) -> Self {
-        let folder = built().join("test-work").join(format!("{mode}-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("create {}: {error}", folder.display()));
-        Self(folder)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_checkpoint_counts_once_it_is_renamed_into_place() {
-        let scratch = Scratch::new("unit", "commits");
-        let partial = scratch.0.join("run/ckpt-000001.partial");
-        fs::create_dir_all(&partial).unwrap();
-        fs::write(partial.join("manifest.json"), "{}").unwrap();
-        assert!(commits(&scratch.0).is_empty() && being_written(&scratch.0));
-        fs::rename(&partial, partial.with_extension("")).unwrap();
-        assert!(commits(&scratch.0).len() == 1 && !being_written(&scratch.0));
-    }
 }

@@ -2,7 +2,8 @@
 //!
 //! - [`program`]: the programs in `programs/`, how each is built and started.
 //! - [`process`]: a command with a time limit; the processes below one of ours.
-//! - [`cycle`]: the runs of one program: native, under Stillpoint, with checkpoints, killed and restarted.
+//! - [`cycle`]: the runs of one program: native, under Stillpoint, with checkpoints, killed and restarted; `case`: one such run.
+//! - [`store`]: what lies in a store meanwhile.
 //! - [`lab`]: a Slurm cluster of namespaces; [`solver`]: a program in it.
 //!
 //! What a reader would get wrong: the binaries under test are those beside the test itself (`target/release` for a
@@ -11,11 +12,13 @@
 #![allow(clippy::print_stderr, reason = "a test says why it is skipped and with which seed it runs")]
 #![allow(clippy::missing_panics_doc, clippy::panic, reason = "a test harness fails by panicking")]
 
+mod case;
 pub mod cycle;
 pub mod lab;
 pub mod process;
 pub mod program;
 pub mod solver;
+pub mod store;
 
 use std::path::{Path, PathBuf};
 

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::cycle::{newest, until};
+use crate::cycle::until;
 use crate::lab::{Lab, ok};
 use crate::process::{Running, machine};
+use crate::store::newest;
 
 /// How long anything may take before it counts as hung.
 pub const LIMIT: Duration = Duration::from_secs(180);

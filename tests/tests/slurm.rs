@@ -9,10 +9,11 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use stillpoint_tests::cycle::{full, newest, until};
+use stillpoint_tests::cycle::{full, until};
 use stillpoint_tests::lab::{Lab, STRANGER, ok};
 use stillpoint_tests::process::{Ended, Running, kill};
 use stillpoint_tests::solver::{Case, LIMIT, ROUNDS};
+use stillpoint_tests::store::newest;
 use stillpoint_tests::{Random, skipped};
 
 fn requeued(which: usize, told: bool) {

@@ -10,9 +10,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use stillpoint_tests::cycle::{newest, until};
+use stillpoint_tests::cycle::until;
 use stillpoint_tests::lab::{Lab, ok};
 use stillpoint_tests::process::{Ended, Running, kill, machine};
+use stillpoint_tests::store::newest;
 
 const LIMIT: Duration = Duration::from_secs(180);
 const SRUN: &str = "srun -N2 -n4 --ntasks-per-node=2 --mpi=pmix";

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use stillpoint_tests::cycle::{newest, until};
+use stillpoint_tests::cycle::until;
 use stillpoint_tests::lab::{Lab, STRANGER, ok};
 use stillpoint_tests::process::{Running, kill};
 use stillpoint_tests::solver::{Case, LIMIT, RANKS, ROUNDS};
+use stillpoint_tests::store::newest;
 
 /// The script runs on the first of three nodes, the ranks on the two others, rank 0 on the second; a fourth is spare.
 fn apart(victim: usize) {

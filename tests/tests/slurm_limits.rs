@@ -9,9 +9,10 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use stillpoint_tests::cycle::{newest, until};
+use stillpoint_tests::cycle::until;
 use stillpoint_tests::lab::{Lab, ok};
 use stillpoint_tests::solver::{Case, LIMIT, ROUNDS};
+use stillpoint_tests::store::newest;
 
 /// A partition that another one preempts, and the signal instead of a SIGTERM.
 const PREEMPTED: &str =

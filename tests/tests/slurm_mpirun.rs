@@ -8,10 +8,11 @@
 use std::fs;
 use std::time::Duration;
 
-use stillpoint_tests::cycle::{newest, until};
+use stillpoint_tests::cycle::until;
 use stillpoint_tests::lab::ok;
 use stillpoint_tests::process::kill;
 use stillpoint_tests::solver::{Case, LIMIT, ROUNDS};
+use stillpoint_tests::store::newest;
 
 /// Four ranks on the two nodes of the job.
 fn line(case: &Case) -> String {
