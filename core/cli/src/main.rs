@@ -22,6 +22,7 @@ mod run;
 mod signals;
 mod slurm;
 mod talk;
+mod verdict;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -8,10 +8,11 @@ use crate::RunArgs;
 use crate::catalog::{self, Checkpoint};
 use crate::error::{Error, chain};
 use crate::home::{Description, Home, Job, bytes};
-use crate::launch::{Start, Verdict, spool_stdin};
+use crate::launch::{Start, spool_stdin};
 use crate::signals::Heard;
 use crate::slurm::choose::{newest, run_info};
 use crate::slurm::start::StartFile;
+use crate::verdict::Verdict;
 
 /// How often, from what `--interval` and `--mtbf` say: seconds, or that it is to be found, where a node is lost every so many
 /// hours.

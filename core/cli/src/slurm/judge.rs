@@ -20,7 +20,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use stillpoint_coord::message::JobOutcome;
 
-use crate::launch::{self, Verdict};
+use crate::verdict::{self, Verdict};
 
 /// A ^C longer ago than this did not end the step: srun asks for two within a second.
 const INTERRUPT: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ fn runs_on(state: &str) -> bool {
 
 /// Whether the ranks themselves have said how they ended, all of them, and srun says the same.
 pub(crate) fn is_sure(f: &Facts) -> bool {
-    f.outcome.as_ref().is_some_and(|o| o.ended && (!o.restart || launch::is_result(o, f.status)))
+    f.outcome.as_ref().is_some_and(|o| o.ended && (!o.restart || verdict::is_result(o, f.status)))
 }
 
 pub(crate) fn judge(f: &Facts) -> End {
@@ -132,7 +132,7 @@ pub(crate) fn judge(f: &Facts) -> End {
     if f.status != 0 && o.is_none() && !f.started {
         return End::NotStarted(f.status);
     }
-    match launch::judge(o, f.status, None) {
+    match verdict::judge(o, f.status, None) {
         Verdict::Ended(s) => End::Ended(s),
         Verdict::Stopped(ckpt) => End::Stopped(ckpt),
         Verdict::Interrupted(s) => End::Interrupted(s),
