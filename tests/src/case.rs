@@ -16,6 +16,11 @@ use crate::{built, skipped};
 /// How long one run may take before it counts as hung.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
+/// The same of a run that is to last this long on a quiet machine.
+fn limit(seconds: u32) -> Duration {
+    LIMIT + Duration::from_secs(4 * u64::from(seconds))
+}
+
 /// A program with a number of rounds, and what it finds natively.
 pub(crate) struct Case {
     program: Program,
@@ -32,7 +37,7 @@ impl Case {
         let scratch = Scratch::new(mode, name);
         let rounds = if seconds == 0 { program.rounds } else { rounds(&program, seconds, &scratch)? };
         let words = prepared(&program, rounds)?;
-        let expected = results(&run_native(&program, &words, &scratch));
+        let expected = results(&run_native(&program, &words, &scratch, limit(seconds)));
         Some(Case { program, mode, seconds, words, expected })
     }
 
@@ -69,7 +74,7 @@ impl Case {
         command.args(&self.words).envs(settings.iter().copied()).current_dir(&scratch.0);
         let mut job = Running::start(machine(&mut command));
         disturb(&mut job, &store);
-        let ended = job.wait(LIMIT + Duration::from_secs(4 * u64::from(self.seconds)));
+        let ended = job.wait(limit(self.seconds));
         let found = results(&ended);
         assert_eq!(found, self.expected, "{name} {}: another result than the native run", self.mode);
         ended
@@ -86,7 +91,7 @@ fn rounds(program: &Program, seconds: u32, scratch: &Scratch) -> Option<u32> {
     let time = |rounds| {
         let words = prepared(program, rounds)?;
         let begun = Instant::now();
-        results(&run_native(program, &words, scratch));
+        results(&run_native(program, &words, scratch, LIMIT));
         Some(begun.elapsed().as_secs_f64())
     };
     let few = (program.rounds / 20).max(1);
@@ -102,7 +107,7 @@ fn rounds(program: &Program, seconds: u32, scratch: &Scratch) -> Option<u32> {
     Some((wanted as u32).clamp(program.rounds / 2, program.rounds * 100))
 }
 
-pub(crate) fn run_native(program: &Program, words: &[String], scratch: &Scratch) -> Ended {
+pub(crate) fn run_native(program: &Program, words: &[String], scratch: &Scratch, limit: Duration) -> Ended {
     let mut command = match program.start {
         Start::Alone => Command::new(&words[0]),
         Start::Ranks(ranks) => {
@@ -112,7 +117,7 @@ pub(crate) fn run_native(program: &Program, words: &[String], scratch: &Scratch)
         }
     };
     command.args(&words[1..]).current_dir(&scratch.0);
-    Running::start(machine(&mut command)).wait(LIMIT)
+    Running::start(machine(&mut command)).wait(limit)
 }
 
 /// The `result` lines of a run that ended well.

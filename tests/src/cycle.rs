@@ -22,7 +22,7 @@ pub fn native(name: &str) {
     let program = Program::named(name);
     let Some(words) = prepared(&program, program.rounds / 20) else { return };
     let scratch = Scratch::new("native", name);
-    let ended = run_native(&program, &words, &scratch);
+    let ended = run_native(&program, &words, &scratch, LIMIT);
     results(&ended);
 }
 
