@@ -103,7 +103,8 @@ pub(crate) fn test(choice: Choice) -> Outcome {
 fn run_tests(selection: &[&str], full: bool) -> Outcome {
     let mut command = cargo();
     if succeeds(cargo().args(["nextest", "--version"])) {
-        command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
+        let profile = if full { "full" } else { "default" };
+        command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast", "--profile", profile]);
     } else {
         command.args(["test", "--no-fail-fast"]);
     }
