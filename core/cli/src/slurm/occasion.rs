@@ -105,12 +105,8 @@ impl<'a> TimeLimit<'a> {
         } else if let Some(Err(reasons)) = answer {
             let why = Some(reasons.join("; "));
             if why != self.refused {
-                let text = format!(
-                    "run {}: asked for again, as it was refused: {}",
-                    self.job.name,
-                    reasons.join("; ")
-                );
-                say(self.json, "timelimit", self.job, &text);
+                // At once: when the time is over, nobody may be left to say it.
+                self.missed(&format!("{}; it is asked for again", reasons.join("; ")));
             }
             (self.asked, self.refused, self.taken) = (None, why, false);
             self.look_at = Instant::now() + AGAIN;
