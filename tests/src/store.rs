@@ -30,7 +30,7 @@ fn is_partial(folder: &Path) -> bool {
 }
 
 /// A folder and all below it.
-pub(crate) fn folders(top: &Path) -> Vec<PathBuf> {
+fn folders(top: &Path) -> Vec<PathBuf> {
     let mut found = vec![top.to_path_buf()];
     let mut next = 0;
     while let Some(folder) = found.get(next) {

@@ -119,7 +119,7 @@ pub(crate) fn claim(job: &Job, json: bool) -> Result<u32, Error> {
 /// `slurm-hold`, on a node where no rank is left: waits as long as a checkpoint is under way that somebody may go on from.
 /// When all ranks of the job have ended well, nobody will.
 pub(crate) fn hold(run: &Path) {
-    let job = Job { name: run.to_string_lossy().into_owned(), dir: run.to_owned() };
+    let job = Job::at(run);
     let mut drain = Drain::new();
     while drain.goes_on(&job) && !drain.ended_well {
         std::thread::sleep(LOOK);

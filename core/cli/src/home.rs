@@ -196,6 +196,11 @@ pub(crate) fn split(job: &str) -> (&str, Option<u64>) {
 }
 
 impl Job {
+    /// The one in this directory, which is its name too.
+    pub(crate) fn at(dir: &Path) -> Job {
+        Job { name: dir.to_string_lossy().into_owned(), dir: dir.to_owned() }
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }

@@ -131,12 +131,8 @@ pub(crate) fn drive(
         }
         let dir = from.as_ref().map(|c| c.dir.as_path());
         let verdict = Start { job, what, incarnation, from: dir, json }.run(&mut heard);
-        if matches!(verdict, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. })) {
-            // A start that never was does not say which checkpoints lie on the job's way.
-            StartFile::forget(job, incarnation);
-        } else {
-            RunDir::open(&job.dir)?.begin_anywhere();
-        }
+        let never = matches!(verdict, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. }));
+        StartFile::over(job, incarnation, !never);
         let (lost, status) = match verdict? {
             Verdict::Ended(status) => return Ok(status),
             Verdict::Stopped(ckpt) => {

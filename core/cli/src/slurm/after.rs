@@ -140,9 +140,8 @@ fn goes_on(w: &Whereabouts, steps: Option<&[String]>) -> bool {
         return steps.is_none_or(|all| all.contains(&w.step));
     }
     // Its ranks need not be in a step with a number, and its keeper holds the lock.
-    let run = Job { name: String::new(), dir: w.run.clone() };
     let saved = RunDir::open(&w.run).and_then(|d| d.read_json::<u32>(SAVED)).ok();
-    run.is_running() && saved != Some(w.incarnation)
+    Job::at(&w.run).is_running() && saved != Some(w.incarnation)
 }
 
 /// Of those that go on: those of other runs in this life of the job.

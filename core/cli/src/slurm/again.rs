@@ -90,7 +90,7 @@ impl Front<'_> {
         runs.sort();
         runs.dedup();
         for run in &runs {
-            let job = Job { name: run.to_string_lossy().into_owned(), dir: run.clone() };
+            let job = Job::at(run);
             match catalog::last(&job) {
                 Some(c) => told.err.push(format!(
                     "job {key} is not one that can be requeued; 'srun --ckpt-restart={} …' goes on from checkpoint {}",
@@ -110,11 +110,10 @@ impl Front<'_> {
 
 /// Nobody else starts the runs, or has them begin elsewhere, as long as these are held.
 fn lock(known: &[Whereabouts]) -> Result<Vec<Lock>, String> {
-    let job = |run: &Path| Job { name: run.to_string_lossy().into_owned(), dir: run.to_owned() };
     runs(known)
         .into_iter()
         .filter(|run| run.is_dir())
-        .map(|run| job(run).lock())
+        .map(|run| Job::at(run).lock())
         .collect::<Result<_, _>>()
         .map_err(|e| chain(&e))
 }

@@ -34,6 +34,12 @@ fn there(path: &Path) -> Result<bool, Error> {
     info.try_exists().map_err(Error::io("look for", &info))
 }
 
+/// `images`: the directory of one of them.
+fn of_one_run(a: &RunDir, b: &RunDir, images: &Path) -> Result<(), Error> {
+    let same = a.read_json::<Value>(INFO)? == b.read_json::<Value>(INFO)?;
+    if same { Ok(()) } else { Err(Error::ImagesOfAnother(images.to_owned())) }
+}
+
 fn is_sound(job: &Job, id: u64) -> bool {
     catalog::find(job, Some(id)).and_then(|c| c.verify(job, &mut catalog::meter(true))).is_ok()
 }
@@ -50,16 +56,12 @@ pub(crate) fn put(dir: &Path, job: &str, run: &Job, id: u64) -> Result<PathBuf, 
     let from = RunDir::open(&run.dir)?;
     let path = place(dir, job, &run.dir);
     let to = RunDir::create(&path)?;
-    let info: Value = from.read_json(INFO)?;
     if there(&path)? {
-        if to.read_json::<Value>(INFO)? != info {
-            return Err(Error::ImagesOfAnother(path));
-        }
+        of_one_run(&to, &from, &path)?;
     } else {
-        to.write_json(INFO, &info)?;
+        to.write_json(INFO, &from.read_json::<Value>(INFO)?)?;
     }
-    let copy = Job { name: path.to_string_lossy().into_owned(), dir: path.clone() };
-    to.adopt(&from, CkptId(id), &mut || is_sound(&copy, id))?;
+    to.adopt(&from, CkptId(id), &mut || is_sound(&Job::at(&path), id))?;
     File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("make durable", dir))?;
     Ok(path)
 }
@@ -73,15 +75,12 @@ pub(crate) fn take(dir: &Path, job: &str, run: &Path) -> Result<Option<u64>, Err
     }
     many_files();
     let (to, from) = (RunDir::open(run)?, RunDir::open(&path)?);
-    if to.read_json::<Value>(INFO)? != from.read_json::<Value>(INFO)? {
-        return Err(Error::ImagesOfAnother(path));
-    }
-    let copy = Job { name: path.to_string_lossy().into_owned(), dir: path };
+    of_one_run(&to, &from, &path)?;
+    let copy = Job::at(&path);
     let newest = catalog::newest_sound(&copy, &mut |id, why| {
         eprintln!("scontrol: checkpoint {id} in {} cannot be used: {why}", copy.name);
     })?;
-    let job = Job { name: run.to_string_lossy().into_owned(), dir: run.to_owned() };
-    to.adopt(&from, CkptId(newest.id), &mut || is_sound(&job, newest.id))?;
+    to.adopt(&from, CkptId(newest.id), &mut || is_sound(&Job::at(run), newest.id))?;
     to.begin_at(CkptId(newest.id))?;
     Ok(Some(newest.id))
 }

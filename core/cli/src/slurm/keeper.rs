@@ -155,7 +155,7 @@ fn claim(
         ..model.clone()
     };
     start.at(from).write(job)?;
-    RunDir::open(&job.dir)?.begin_anywhere();
+    StartFile::over(job, incarnation, true);
     if let Some(w) = Whereabouts::of_mpirun(|n| std::env::var_os(n), &job.dir, incarnation, &member.token) {
         w.announce(index, &member.answer())?;
         RunDir::open(&job.dir)?.write_json("slurm.json", &w)?;

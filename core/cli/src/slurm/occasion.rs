@@ -66,8 +66,6 @@ pub(crate) struct TimeLimit<'a> {
     /// When the step's own time is over.
     step_ends: Option<Instant>,
     asked: Option<Receiver<Outcome>>,
-    /// One is asked for, or there.
-    taken: bool,
     /// Why the last one was refused; it is asked for again.
     refused: Option<String>,
     /// The step ends with the checkpoint.
@@ -89,7 +87,6 @@ impl<'a> TimeLimit<'a> {
             first: None,
             step_ends: None,
             asked: None,
-            taken: false,
             refused: None,
             stop: true,
             saved: None,
@@ -103,15 +100,16 @@ impl<'a> TimeLimit<'a> {
         if let Some(Ok(id)) = answer {
             (self.saved, self.asked, self.refused) = (Some(id), None, None);
         } else if let Some(Err(reasons)) = answer {
-            let why = Some(reasons.join("; "));
-            if why != self.refused {
+            let why = reasons.join("; ");
+            if self.refused.as_ref() != Some(&why) {
                 // At once: when the time is over, nobody may be left to say it.
-                self.missed(&format!("{}; it is asked for again", reasons.join("; ")));
+                self.missed(&format!("{why}; it is asked for again"));
             }
-            (self.asked, self.refused, self.taken) = (None, why, false);
+            (self.asked, self.refused) = (None, Some(why));
             self.look_at = Instant::now() + AGAIN;
         }
-        if Instant::now() < self.look_at || self.taken {
+        let taken = self.asked.is_some() || (self.due.is_some() && self.refused.is_none());
+        if Instant::now() < self.look_at || taken {
             return;
         }
         let of_step = step.and_then(|s| job::step_left(self.ask, id, s));
@@ -128,7 +126,7 @@ impl<'a> TimeLimit<'a> {
             self.look_at = Instant::now() + next_look(left, if self.wanted { lead } else { Duration::ZERO });
             return;
         }
-        (self.due, self.taken) = (Some(whose), true);
+        self.due = Some(whose);
         if self.refused.is_none() {
             let left = left.as_secs();
             let text = format!("run {}: {left} s to the time limit; a checkpoint is taken", self.job.name);

@@ -106,9 +106,14 @@ impl StartFile {
         Ok(())
     }
 
-    /// Takes it back.
-    pub(crate) fn forget(job: &Job, incarnation: u32) {
-        let _ = fs::remove_file(job.path(STARTS).join(format!("{incarnation:06}.json")));
+    /// A start is over. One that never was does not say which checkpoints lie on the run's way; one that was has begun where it was
+    /// told to, and the next one is told nothing.
+    pub(crate) fn over(job: &Job, incarnation: u32, was: bool) {
+        if !was {
+            let _ = fs::remove_file(job.path(STARTS).join(format!("{incarnation:06}.json")));
+        } else if let Ok(run) = RunDir::open(&job.dir) {
+            run.begin_anywhere();
+        }
     }
 
     pub(crate) fn read(run: &Path, incarnation: u32) -> Result<StartFile, Error> {
@@ -119,6 +124,7 @@ impl StartFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stillpoint_abi::ids::CkptId;
 
     fn start(incarnation: u32, from: Option<u64>) -> StartFile {
         let restart = from.map(|f| PathBuf::from(format!("/h/1/ckpt-{f:06}")));
@@ -132,7 +138,11 @@ mod tests {
         let job = Job { name: "1".into(), dir: dir.clone() };
         start(1, None).write(&job).unwrap();
         start(2, Some(3)).write(&job).unwrap();
-        StartFile::forget(&job, 2);
+        RunDir::open(&dir).unwrap().begin_at(CkptId(3)).unwrap();
+        StartFile::over(&job, 2, false);
+        assert!(dir.join("begin.json").exists(), "the next one is to begin there");
+        StartFile::over(&job, 1, true);
+        assert!(!dir.join("begin.json").exists());
         let left = |n| StartFile::read(&dir, n).is_ok();
         assert!(left(1) && !left(2));
         fs::remove_dir_all(dir).unwrap();

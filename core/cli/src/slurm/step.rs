@@ -173,13 +173,7 @@ impl Step<'_> {
                 ..Facts::default()
             };
             let (end, facts) = self.ask_slurm(facts, incarnation);
-            if !facts.started && facts.outcome.is_none() {
-                // A start that never was does not say which checkpoints lie on the run's way.
-                StartFile::forget(self.job, incarnation);
-            } else {
-                // It was told where to begin, and did.
-                RunDir::open(&self.job.dir)?.begin_anywhere();
-            }
+            StartFile::over(self.job, incarnation, facts.started || facts.outcome.is_some());
             if catalog::list(self.job).iter().any(|c| c.manifest.incarnation >= incarnation) {
                 before.in_a_row = 0;
             }
