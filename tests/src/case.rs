@@ -72,21 +72,13 @@ impl Case {
             command.args(["sh", "-c", "exec env CHAINED=1 numactl --localalloc \"$@\"", "sh"]);
         }
         command.args(&self.words).envs(settings.iter().copied()).current_dir(&scratch.0);
-        let mut job = Running::start(machine(&mut command).envs(yields(&self.program)));
+        let mut job = Running::start(machine(&mut command));
         disturb(&mut job, &store);
         let ended = job.wait(limit(self.seconds));
         let found = results(&ended);
         assert_eq!(found, self.expected, "{name} {}: another result than the native run", self.mode);
         ended
     }
-}
-
-/// Ranks that wait give up their CPU only where others of them need it. The threads of a program that computes beside would
-/// hardly give it back on Linux 6.18, where both programs natively and the kernel's own threads were seen to stand for a minute.
-fn yields(program: &Program) -> Option<(&'static str, &'static str)> {
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let few = matches!(program.start, Start::Ranks(n) if n as usize <= cpus);
-    few.then_some(("OMPI_MCA_mpi_yield_when_idle", "0"))
 }
 
 /// The command line of the program; without it the test is skipped, by name.
@@ -125,7 +117,7 @@ pub(crate) fn run_native(program: &Program, words: &[String], scratch: &Scratch,
         }
     };
     command.args(&words[1..]).current_dir(&scratch.0);
-    Running::start(machine(&mut command).envs(yields(program))).wait(limit)
+    Running::start(machine(&mut command)).wait(limit)
 }
 
 /// The `result` lines of a run that ended well.

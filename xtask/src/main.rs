@@ -12,6 +12,7 @@ mod demo;
 mod demo_slurm;
 mod install;
 mod lab;
+mod sessions;
 mod setup;
 mod suite;
 
@@ -61,6 +62,7 @@ fn bench(rest: &[&str]) -> Outcome {
         setup::lab()?;
     }
     build::build()?;
+    let _sessions = sessions::ungrouped();
     let mut arguments = vec!["run", "--release", "--package", "stillpoint-bench", "--"];
     arguments.extend(rest);
     command::run(command::cargo().args(&arguments))

@@ -4,7 +4,7 @@
 //! handler, and a test build would link a second one; what it does is shown by the integration tests in `tests/`.
 
 use crate::command::{cargo, run, succeeds};
-use crate::{Outcome, build, setup};
+use crate::{Outcome, build, sessions, setup};
 
 /// An area of the project, and the packages and integration tests that prove it.
 struct Area {
@@ -93,6 +93,7 @@ pub(crate) fn test(choice: Choice) -> Outcome {
         setup::lab()?;
     }
     build::build()?;
+    let _sessions = sessions::ungrouped();
     run_tests(&choice.packages(), choice.full)?;
     for file in choice.area.map_or(&[][..], |area| area.integration) {
         run_tests(&["--package", "stillpoint-tests", "--lib", "--test", file], choice.full)?;
@@ -103,8 +104,7 @@ pub(crate) fn test(choice: Choice) -> Outcome {
 fn run_tests(selection: &[&str], full: bool) -> Outcome {
     let mut command = cargo();
     if succeeds(cargo().args(["nextest", "--version"])) {
-        let profile = if full { "full" } else { "default" };
-        command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast", "--profile", profile]);
+        command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
     } else {
         command.args(["test", "--no-fail-fast"]);
     }
