@@ -171,7 +171,7 @@ fn go(cli: Cli) -> Result<u8, Error> {
     let json = cli.json;
     match &cli.verb {
         Verb::Exec { burst, command } => return Err(exec::exec(burst.as_deref(), command)),
-        Verb::SlurmChild { parent, command } => return Err(slurm::step::child(*parent, command)),
+        Verb::SlurmChild { parent, command } => return Err(slurm::srun::child(*parent, command)),
         Verb::SlurmHold { run } => {
             drain::hold(run);
             return Ok(0);

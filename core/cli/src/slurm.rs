@@ -8,7 +8,7 @@
 //!                                                                      task.rs
 //! ```
 //!
-//! - [`step`]: the supervisor in srun's place; [`judge`]: how a start ended, and what is to be done.
+//! - [`step`]: the supervisor in srun's place, [`srun`], its child; [`judge`]: how a start ended, and what is to be done.
 //! - [`choose`]: which run a step is.
 //! - [`identity`]: the index of runs by job, where a requeued job finds its own.
 //! - [`start`]: the file by which the supervisor tells the tasks what to do.
@@ -34,6 +34,7 @@ pub(crate) mod occasion;
 pub(crate) mod request;
 pub(crate) mod scancel;
 pub(crate) mod scontrol;
+pub(crate) mod srun;
 pub(crate) mod start;
 pub(crate) mod step;
 pub(crate) mod task;

@@ -7,13 +7,11 @@
 //! own. Runs *next door*.
 
 use std::ffi::OsString;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use stillpoint_storage::run::RunDir;
 
 use crate::catalog::{self, Checkpoint};
@@ -30,6 +28,7 @@ use crate::slurm::job::{self, Ask, Whereabouts};
 use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, is_sure, judge, next};
 use crate::slurm::occasion::{Preemption, TimeLimit, Whose, interrupted};
 use crate::slurm::scancel::Cancelled;
+use crate::slurm::srun;
 use crate::slurm::start::{Options, StartFile, Stdin};
 
 /// Arguments of `slurm-step`, which the plugin gives.
@@ -151,13 +150,16 @@ impl Step<'_> {
                 watch.outcome_file().is_some_and(|o| o.restart)
             };
             let last_resort = &mut || self.cancel(incarnation);
-            let mut command = self.command(incarnation)?;
+            let mut command = srun::command(self.srun, self.job, incarnation, self.args)?;
+            if self.model.stdin.is_some() {
+                command.stdin(Stdio::null());
+            }
             if shrunk {
                 let ranks = match &from {
                     From::Checkpoint(c) => Some(c.manifest.size),
                     _ => None,
                 };
-                forget_nodes(&mut command, ranks, std::env::var_os("SLURM_NTASKS").is_some());
+                srun::forget_nodes(&mut command, ranks, std::env::var_os("SLURM_NTASKS").is_some());
             }
             let seen = watch.run(command, &mut heard, is_lost, last_resort)?;
             if let (Some(p), Some(id)) = (&mut preemption, self.slurm_job(incarnation)) {
@@ -238,21 +240,6 @@ impl Step<'_> {
                 from = From::Beginning;
             }
         }
-    }
-
-    /// The command line of one start: ourselves, who become srun once bound to our life.
-    fn command(&self, incarnation: u32) -> Result<Command, Error> {
-        let me = std::env::current_exe().map_err(Error::io("find", Path::new("stillpoint")))?;
-        let mut run = OsString::from("--ckpt-run=");
-        run.push(&self.job.dir);
-        run.push(format!("@{incarnation}"));
-        let mut c = Command::new(me);
-        c.arg("slurm-child").arg("--parent").arg(std::process::id().to_string()).arg("--");
-        c.arg(self.srun).arg(run).args(self.args);
-        if self.model.stdin.is_some() {
-            c.stdin(Stdio::null());
-        }
-        Ok(c)
     }
 
     /// What task 0 of this start has told; `None`: it has not come to life.
@@ -361,52 +348,5 @@ impl Step<'_> {
         };
         say(self.json, event, self.job, &text);
         Ok(())
-    }
-}
-
-/// An allocation that has lost a node is still described with it in our environment, and srun believes that: it would want as
-/// many nodes as there were. The number of tasks, which srun may have taken from it, is that of the checkpoint.
-fn forget_nodes(c: &mut Command, ranks: Option<u32>, told: bool) {
-    for name in [
-        "SLURM_NNODES",
-        "SLURM_JOB_NUM_NODES",
-        "SLURM_NODELIST",
-        "SLURM_JOB_NODELIST",
-        "SLURM_TASKS_PER_NODE",
-    ] {
-        c.env_remove(name);
-    }
-    if let Some(n) = ranks.filter(|_| !told) {
-        c.env("SLURM_NTASKS", n.to_string());
-    }
-}
-
-/// `slurm-child`: becomes srun, and dies with its parent. The death signal must be asked for by the child itself, and stays
-/// over an exec; without this way through a program of our own it would have to be set between fork and exec, in unsafe code.
-pub(crate) fn child(parent: i32, command: &[OsString]) -> Error {
-    // As srun itself takes a SIGTERM: it ends its step and gives back its job.
-    let _ = set_parent_process_death_signal(Some(Signal::TERM));
-    let what = command.first().cloned().unwrap_or_default();
-    if getppid().map(|p| p.as_raw_nonzero().get()) != Some(parent) {
-        return Error::Start { what: "srun".into(), source: std::io::Error::other("its parent has died") };
-    }
-    let source = Command::new(&what).arg0("srun").args(command.get(1..).unwrap_or_default()).exec();
-    Error::Start { what: what.to_string_lossy().into_owned(), source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_nodes_of_an_allocation_that_shrank_are_forgotten() {
-        let of =
-            |c: &Command, n: &str| c.get_envs().find(|(k, _)| *k == n).map(|(_, v)| v.map(|v| v.to_owned()));
-        let mut c = Command::new("srun");
-        forget_nodes(&mut c, Some(4), false);
-        assert_eq!((of(&c, "SLURM_NNODES"), of(&c, "SLURM_NTASKS")), (Some(None), Some(Some("4".into()))));
-        let mut c = Command::new("srun");
-        forget_nodes(&mut c, Some(4), true);
-        assert_eq!(of(&c, "SLURM_NTASKS"), None);
     }
 }
