@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use stillpoint_tests::cycle::{full, until};
-use stillpoint_tests::lab::{Lab, STRANGER, ok};
+use stillpoint_tests::lab::{Lab, STRANGER, USER, ok};
 use stillpoint_tests::process::{Ended, Running, kill};
 use stillpoint_tests::solver::{Case, LIMIT, ROUNDS};
 use stillpoint_tests::store::newest;
@@ -136,6 +136,18 @@ fn scontrol_checkpoint_answers_when_the_checkpoint_is_durable() {
     assert!(!ok(&said) && said.stderr.contains("belongs to labuser"), "{said:#?}");
     let said = case.lab.says_as(STRANGER, &["ls", store.to_str().expect("text")]);
     assert!(!ok(&said), "{said:#?}");
+    // Root's request, answered as the owner, with the owner's groups.
+    let project = case.lab.state().join("project");
+    fs::create_dir(&project).expect("make the directory of a project");
+    let line = format!(
+        "groupadd -f labproject && usermod -aG labproject {USER} && chgrp labproject {0} && chmod 770 {0}",
+        project.display()
+    );
+    assert!(Command::new("sh").args(["-c", &line]).status().is_ok_and(|s| s.success()));
+    let option = format!("ImageDir={}", project.display());
+    let said = case.lab.says_as("root", &["scontrol", "checkpoint", "create", &job, &option]);
+    let there = project.join(format!("{job}.run-1"));
+    assert!(ok(&said) && newest(&there) > first, "{said:#?}");
     // What is no checkpoint goes to the real one.
     let said = case.lab.says(&["scontrol", "show", "job", &job]);
     assert!(ok(&said) && said.stdout.contains("JobState=RUNNING"), "{said:#?}");

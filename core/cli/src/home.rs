@@ -105,7 +105,8 @@ pub(crate) fn private_file(path: &Path, fresh: bool) -> io::Result<File> {
 /// The default home, from the user's.
 pub(crate) const BELOW_HOME: &str = ".local/state/stillpoint";
 
-fn path_in(variable: &str) -> Option<PathBuf> {
+/// What a variable names; `None` if it is not set, or empty.
+pub(crate) fn path_in(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from)
 }
 

@@ -14,7 +14,7 @@ use stillpoint_storage::run::{RunDir, RunInfo};
 use crate::catalog::{self, Checkpoint};
 use crate::drain;
 use crate::error::Error;
-use crate::home::{Description, Home, Job, Lock, bytes, split};
+use crate::home::{Description, Home, Job, Lock, bytes, path_in, split};
 use crate::run::say;
 use crate::slurm::args::understand;
 use crate::slurm::identity::{Index, Life, digest, streams};
@@ -94,6 +94,9 @@ pub(crate) fn choose(
         Some((index, life, pid)) => {
             if let Some(view) = job::look(ask, &life.job).filter(|v| v.state != "CONFIGURING") {
                 index.begin(life, &view.start)?;
+            }
+            if let Some(home) = path_in("HOME") {
+                index.make_known(&home);
             }
             let mut words = what.argv();
             // The command line of an mpirun is its program's alone: two of them may differ in this only.

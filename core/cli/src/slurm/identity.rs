@@ -9,6 +9,7 @@
 //!      step-2                              which run step 2 is (written by its task 0), for `scontrol checkpoint`
 //!      step-mpirun-0123456789abcdef        the same of one mpirun, whose ranks need not be in a step of their own
 //!      mpirun-0123456789abcdef             what the keeper of this mpirun has answered its ranks
+//!  ~/.local/state/stillpoint/slurm/at-…    leads here, where XDG_STATE_HOME names another home
 //! ```
 //!
 //! The 16 digits are a hash of directory and command line; the number behind them counts steps that have the same. A requeued
@@ -22,7 +23,7 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -30,7 +31,7 @@ use stillpoint_storage::run::host;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
-use crate::home::{Home, private_dir, private_file};
+use crate::home::{BELOW_HOME, Home, private_dir, private_file};
 use crate::slurm::choose::RESULT;
 use crate::slurm::job::Whereabouts;
 
@@ -97,6 +98,17 @@ fn order(mut places: Vec<Left>, streams: &[u8]) -> Vec<u32> {
     places.retain(|p| same(p) || !p.ended);
     places.sort_unstable_by_key(|p| (!same(p), p.number));
     places.iter().map(|p| p.number).collect()
+}
+
+/// How links to other indexes of the same user begin.
+const AT: &str = "at-";
+
+fn list(dir: &Path) -> impl Iterator<Item = fs::DirEntry> + use<> {
+    fs::read_dir(dir).into_iter().flatten().flatten()
+}
+
+fn named(entry: &fs::DirEntry, is: impl Fn(&str) -> bool) -> bool {
+    entry.file_name().to_str().is_some_and(is)
 }
 
 /// The index.
@@ -171,6 +183,15 @@ impl Index {
         write(&file, begun.as_bytes())
     }
 
+    /// Has it be found by those who know no more than the user, as root does and his own cron. They alone miss it when it fails.
+    pub(crate) fn make_known(&self, home: &Path) {
+        let usual = Index(home.join(BELOW_HOME).join("slurm"));
+        if usual.0 != self.0 && usual.make("").is_ok() {
+            let name = format!("{AT}{}", short_hash(self.0.as_os_str().as_bytes()));
+            let _ = symlink(&self.0, usual.0.join(name));
+        }
+    }
+
     /// Takes the place of a step with this hash: that of an earlier life, or a new one.
     pub(crate) fn claim(&self, life: &Life, hash: &str, output: &[u8]) -> Result<Place, Error> {
         let job = self.make(&life.name)?;
@@ -219,18 +240,12 @@ impl Index {
     /// What the steps of a job have made known, on any cluster.
     pub(crate) fn announced(&self, key: &str) -> Vec<Whereabouts> {
         let end = format!(".{key}");
-        let mut all = vec![];
-        for dir in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            if !dir.file_name().to_str().is_some_and(|n| n.ends_with(&end)) {
-                continue;
-            }
-            for file in fs::read_dir(dir.path()).into_iter().flatten().flatten() {
-                if file.file_name().to_str().is_some_and(|n| n.starts_with("step-") && !n.contains('.')) {
-                    all.extend(fs::read(file.path()).ok().and_then(|t| serde_json::from_slice(&t).ok()));
-                }
-            }
-        }
-        all
+        let elsewhere = list(&self.0).filter(|e| named(e, |n| n.starts_with(AT))).map(|e| e.path());
+        let indexes = std::iter::once(self.0.clone()).chain(elsewhere);
+        let jobs = indexes.flat_map(|i| list(&i)).filter(|e| named(e, |n| n.ends_with(&end)));
+        let files = jobs.flat_map(|j| list(&j.path()));
+        let steps = files.filter(|f| named(f, |n| n.starts_with("step-") && !n.contains('.')));
+        steps.filter_map(|f| serde_json::from_slice(&fs::read(f.path()).ok()?).ok()).collect()
     }
 
     /// Makes known which run a step is.
@@ -356,6 +371,26 @@ mod tests {
         dirs.dedup();
         assert_eq!(dirs.len(), 8);
         fs::remove_dir_all(&index.0).unwrap();
+    }
+
+    #[test]
+    fn an_index_elsewhere_is_found_from_home() {
+        let home = scratch("home").0;
+        let (index, usual) = (Index(home.join("x/slurm")), Index(home.join(BELOW_HOME).join("slurm")));
+        let there = Whereabouts { step: "0".into(), run: "/r/1".into(), ..Whereabouts::default() };
+        index.announce("lab.5", "0", &serde_json::to_vec(&there).unwrap()).unwrap();
+        assert!(usual.announced("5").is_empty());
+        for _ in 0..2 {
+            index.make_known(&home);
+            usual.make_known(&home);
+        }
+        let runs = |i: &Index, key| i.announced(key).into_iter().map(|w| w.run).collect::<Vec<_>>();
+        assert_eq!(runs(&usual, "5"), [Path::new("/r/1")]);
+        assert_eq!(runs(&index, "5").len(), 1);
+        assert!(runs(&usual, "15").is_empty());
+        fs::remove_dir_all(&index.0).unwrap();
+        assert!(usual.announced("5").is_empty(), "it leads nowhere now");
+        fs::remove_dir_all(home).unwrap();
     }
 
     #[test]

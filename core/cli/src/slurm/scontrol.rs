@@ -23,6 +23,7 @@ use crate::list::age;
 use crate::slurm::identity::Index;
 use crate::slurm::images;
 use crate::slurm::job::{self, Ask, Listed, View, Whereabouts};
+use crate::slurm::owner::Owner;
 use crate::slurm::request::{Line, Operation, Request, line, parse};
 use crate::talk;
 
@@ -101,17 +102,6 @@ pub(super) struct Front<'a> {
     args: &'a [OsString],
 }
 
-/// What of root's environment goes to the owner: where Slurm is, and how it speaks.
-const KEPT: [&str; 6] = ["PATH", "SLURM_CONF", "LANG", "LC_ALL", "LC_MESSAGES", "TERM"];
-
-/// A user's name and home, from the data base of users.
-fn passwd(uid: u32) -> Option<(String, PathBuf, u32)> {
-    let out = Command::new("getent").args(["passwd", &uid.to_string()]).output().ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
-    let f: Vec<&str> = text.trim().split(':').collect();
-    Some(((*f.first()?).to_owned(), f.get(5)?.into(), f.get(3)?.parse().ok()?))
-}
-
 impl Front<'_> {
     fn answer(&self) -> Told {
         let jobs = match job::jobs(self.ask, &self.request.job) {
@@ -128,11 +118,10 @@ impl Front<'_> {
         for listed in jobs {
             let me = geteuid();
             if listed.uid != me.as_raw() {
-                let who = passwd(listed.uid);
-                match who.filter(|_| me.is_root()) {
-                    Some((_, home, gid)) => return self.as_owner(listed.uid, gid, &home),
-                    None => {
-                        let name = passwd(listed.uid).map_or(listed.uid.to_string(), |p| p.0);
+                match Owner::of(listed.uid) {
+                    Some(owner) if me.is_root() => return Told::refuse(owner.does("scontrol", self.args)),
+                    owner => {
+                        let name = owner.map_or(listed.uid.to_string(), |o| o.name);
                         told.fail(format!("access denied: job {} belongs to {name}", listed.key));
                         continue;
                     }
@@ -141,19 +130,6 @@ impl Front<'_> {
             told.add(self.one(&listed));
         }
         told
-    }
-
-    /// Root reads nothing of a user's, nor writes there: all of it is done as the owner.
-    fn as_owner(&self, uid: u32, gid: u32, home: &std::path::Path) -> Told {
-        let me = match std::env::current_exe() {
-            Ok(me) => me,
-            Err(e) => return Told::refuse(e.to_string()),
-        };
-        let mut c = Command::new(me);
-        c.arg("scontrol").args(self.args).uid(uid).gid(gid).env_clear().env("HOME", home);
-        // What is root's may be secret, and may make a program of the owner's do what root wants of its own.
-        c.envs(std::env::vars_os().filter(|(name, _)| KEPT.iter().any(|k| name == k)));
-        Told::refuse(format!("become user {uid}: {}", c.exec()))
     }
 
     fn one(&self, listed: &Listed) -> Told {
@@ -407,11 +383,5 @@ mod tests {
         assert!(forbid(&job, false).is_err(), "one that is not reached would go on");
         assert!(!job.path(PAUSED).exists());
         fs::remove_dir_all(&dir).unwrap();
-    }
-
-    #[test]
-    fn the_data_base_of_users() {
-        assert_eq!(passwd(0).unwrap().0, "root");
-        assert!(passwd(u32::MAX - 7).is_none());
     }
 }
