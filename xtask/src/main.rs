@@ -62,7 +62,6 @@ fn bench(rest: &[&str]) -> Outcome {
         setup::lab()?;
     }
     build::build()?;
-    let _sessions = sessions::ungrouped();
     let mut arguments = vec!["run", "--release", "--package", "stillpoint-bench", "--"];
     arguments.extend(rest);
     command::run(command::cargo().args(&arguments))
