@@ -1,4 +1,5 @@
-//! Sessions as groups of the scheduler (`kernel.sched_autogroup_enabled`), switched off while tests run. `bench` leaves it as the machine has it.
+//! Sessions as groups of the scheduler (`kernel.sched_autogroup_enabled`), switched off while tests run. `bench` leaves it
+//! as the machine has it.
 //!
 //! Seen on Linux 6.18: where such a group keeps a CPU busy, its share is computed anew at each tick, and each time it is put so far
 //! back that it goes on running. Another group on the same CPU, and the kernel's own threads (`workqueue lockup`), waited for more

@@ -131,8 +131,8 @@ pub(crate) fn drive(
         }
         let dir = from.as_ref().map(|c| c.dir.as_path());
         let verdict = Start { job, what, incarnation, from: dir, json }.run(&mut heard);
-        let never = matches!(verdict, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. }));
-        StartFile::over(job, incarnation, !never);
+        let was = !matches!(verdict, Err(Error::Root | Error::NoLauncher(_) | Error::Start { .. }));
+        StartFile::over(job, incarnation, was);
         let (lost, status) = match verdict? {
             Verdict::Ended(status) => return Ok(status),
             Verdict::Stopped(ckpt) => {

@@ -15,8 +15,8 @@
 //! - [`task`]: in front of every task. [`mpirun`], [`keeper`]: the same for ranks that mpirun starts inside a job.
 //! - [`job`]: what Slurm says of a job. [`args`]: the little that must be known of srun's command line.
 //! - [`occasion`]: checkpoints before the time limit, and when the job is preempted. [`after`]: the requeue that follows.
-//! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments, [`images`], its ImageDir, [`again`], its restart; [`owner`], whose the job
-//!   is; [`scancel`].
+//! - [`scontrol`]: `scontrol checkpoint`, and [`request`], its arguments, [`images`], its ImageDir, [`again`], its restart;
+//!   [`owner`], whose the job is; [`scancel`].
 //!
 //! What a reader would get wrong: none of these talks to Slurm but by its own commands (srun, scontrol, squeue, scancel), found
 //! in PATH behind ourselves, so that one build serves every release. Runs *next door*.

@@ -148,8 +148,9 @@ impl Front<'_> {
                 continue;
             }
             let name = format!("{key}.{step}");
-            let w = known.iter().find(|w| w.step == step && w.restart_count == view.restarts);
-            match w.and_then(|w| current(w, &name)) {
+            let mut here = known.iter().filter(|w| w.step == step && w.restart_count == view.restarts);
+            // Of several indexes one may still know another job of this number.
+            match here.find_map(|w| current(w, &name)) {
                 Some(f) => found.push(f),
                 None => others.push(name),
             }
