@@ -14,7 +14,7 @@
 //! rank had taken all of it before its snapshot. Each mail has its sender's number, and those from one rank come in
 //! their order, so whoever hears one again knows it by that, and drops it here.
 
-use crate::message::{Before, Clock, Doing, FromRank, Items, Leaving, Mails, Outcome, ToRank};
+use crate::message::{Before, Clock, Doing, FromRank, Heard, Items, Leaving, Mails, Outcome, Said, ToRank};
 use std::collections::{BTreeMap, BTreeSet};
 use stillpoint_abi::ids::Rank;
 use stillpoint_abi::stage::Stage;
@@ -45,12 +45,20 @@ pub enum ClientAction {
     /// Bring all threads to stand still; answer with [`Local::Stopped`], then [`Local::Contribute`].
     StopThreads,
     /// What the others contributed to the round; drain with it, then answer with [`Local::Drained`],
-    /// [`Local::DrainFailed`], or [`Local::Contribute`] for another round.
+    /// [`Local::DrainFailed`], or [`Local::Contribute`] for another round. Comes again, also after [`Local::Drained`], when
+    /// another rank has contributed.
     Drain {
         /// Round.
         round: u32,
-        /// From whom, what.
-        items: Items,
+        /// What there is for this rank.
+        heard: Heard,
+    },
+    /// The same after a restart; to be answered with [`Local::Rebuilt`] or [`Local::Contribute`].
+    Rebuild {
+        /// Round.
+        round: u32,
+        /// What there is for this rank.
+        heard: Heard,
     },
     /// Freeze the image; answer with [`Local::Snapped`] and, when durable, [`Local::Written`].
     Snapshot {
@@ -133,7 +141,7 @@ pub enum Local {
     /// All threads stand still.
     Stopped,
     /// This rank's part of the next exchange.
-    Contribute(Items),
+    Contribute(Said),
     /// All messages are home.
     Drained,
     /// They are not; also when threads could not be stopped.
@@ -196,6 +204,9 @@ pub struct Client {
     heard: BTreeMap<u32, u64>,
     /// Requests of a scheduler's that have no answer.
     warned: u32,
+    /// This rank's last two answers while it is rebuilt; `None`: done. A root agent that is gone may have handed the former on to
+    /// others, and not to all.
+    rebuilt: Vec<(u32, Option<Said>)>,
 }
 
 impl Client {
@@ -209,6 +220,7 @@ impl Client {
             mailed: Vec::new(),
             heard: BTreeMap::new(),
             warned: 0,
+            rebuilt: Vec::new(),
             stage: Stage::Idle,
             ckpt: 0,
             version: 0,
@@ -261,10 +273,13 @@ impl Client {
                 self.to(Stage::Stop);
                 vec![A::StopThreads]
             }
-            ToRank::Exchanged { round, items } => {
+            ToRank::Exchanged { round, heard } if round == self.round => {
                 self.round = round + 1;
+                if self.ckpt == 0 {
+                    return vec![A::Rebuild { round, heard }];
+                }
                 self.before.get_or_insert_default().told = self.ckpt;
-                vec![A::Drain { round, items }]
+                vec![A::Drain { round, heard }]
             }
             ToRank::Snapshot { path, direct, seed } if self.stage == Stage::Drain => {
                 self.to(Stage::Snapshot);
@@ -290,8 +305,9 @@ impl Client {
                 vec![A::Committed { ckpt }]
             }
             ToRank::Leave => vec![A::Leave],
-            ToRank::Go => {
+            ToRank::Go if !self.rebuilt.is_empty() => {
                 self.round = 0;
+                self.rebuilt.clear();
                 vec![A::Go]
             }
             ToRank::Untold { ckpt, ranks } => match &mut self.before {
@@ -312,6 +328,8 @@ impl Client {
             ToRank::Answer { id, result } => vec![A::Answer { id, result }],
             // Out of turn: the agent and this rank disagree, so nothing is done and the stage's limit decides.
             ToRank::Targets { .. } | ToRank::Stop | ToRank::Snapshot { .. } | ToRank::Resume => vec![],
+            // Heard before, perhaps from an agent that is gone.
+            ToRank::Exchanged { .. } | ToRank::Go => vec![],
         }
     }
 
@@ -323,13 +341,14 @@ impl Client {
         match event {
             Local::Connected { size, pid, incarnation, restored } => {
                 self.to(Stage::Idle);
-                (self.version, self.round) = (0, 0);
+                self.version = 0;
                 // Another agent knows nothing of the clocks.
                 self.told.clear();
                 self.last.clear();
                 self.last_doing = None;
                 let (rank, before) = (self.rank.0, self.before);
                 let mut all = send(FromRank::Hello { rank, size, pid, incarnation, restored, before });
+                all.extend(self.rebuilt.iter().map(|(round, said)| A::Send(rebuilding(*round, said.clone()))));
                 if !self.mailed.is_empty() {
                     all.push(A::Send(FromRank::Mail { items: self.mailed.clone() }));
                 }
@@ -356,10 +375,13 @@ impl Client {
                 self.to(Stage::Drain);
                 send(FromRank::Stopped { ckpt })
             }
-            Local::Contribute(items) if matches!(self.stage, Stage::Drain | Stage::Idle) => {
-                send(FromRank::Exchange { ckpt, round: self.round, items })
+            Local::Contribute(said) if self.stage == Stage::Drain => {
+                send(FromRank::Exchange { ckpt, round: self.round, said })
             }
-            Local::Drained if self.stage == Stage::Drain => send(FromRank::Drained { ckpt }),
+            Local::Contribute(said) if self.stage == Stage::Idle => self.rebuild(Some(said)),
+            Local::Drained if self.stage == Stage::Drain => {
+                send(FromRank::Drained { ckpt, round: self.round })
+            }
             Local::DrainFailed(reason) if matches!(self.stage, Stage::Stop | Stage::Drain) => {
                 send(FromRank::DrainFailed { ckpt, reason })
             }
@@ -372,7 +394,7 @@ impl Client {
             Local::WriteFailed { ckpt: of, reason } if of == ckpt && ckpt != 0 => {
                 send(FromRank::WriteFailed { ckpt, reason })
             }
-            Local::Rebuilt => send(FromRank::Rebuilt),
+            Local::Rebuilt => self.rebuild(None),
             Local::Goodbye(leaving) => send(FromRank::Goodbye(leaving)),
             Local::Request { id } => {
                 self.warned += u32::from(id == 0);
@@ -383,6 +405,13 @@ impl Client {
         }
     }
 
+    /// Answers the round, and remembers that.
+    fn rebuild(&mut self, said: Option<Said>) -> Vec<ClientAction> {
+        self.rebuilt.retain(|(round, _)| *round + 1 == self.round);
+        self.rebuilt.push((self.round, said.clone()));
+        vec![ClientAction::Send(rebuilding(self.round, said))]
+    }
+
     /// The checkpoint is over, if there is one; `cut` within its exchange, if this rank has contributed to that.
     fn abort(&mut self, reason: String, cut: bool) -> Vec<ClientAction> {
         let (at, ckpt) = (self.stage, self.ckpt);
@@ -390,9 +419,13 @@ impl Client {
         if cut {
             self.before.get_or_insert_default().cut = ckpt;
         }
+        if at == Stage::Idle {
+            // Rounds of a job that is being rebuilt go on on the next line.
+            return vec![];
+        }
         self.to(Stage::Idle);
         self.round = 0;
-        if at == Stage::Idle { vec![] } else { vec![ClientAction::Abort { at, cut, reason }] }
+        vec![ClientAction::Abort { at, cut, reason }]
     }
 
     /// Keeps them until all ranks have them.
@@ -438,6 +471,14 @@ impl Client {
         self.last_doing = Some(doing);
         let report = FromRank::Clocks { ckpt: self.ckpt, version: self.version, clocks: changed, doing };
         vec![ClientAction::Send(report)]
+    }
+}
+
+/// An answer while the job is rebuilt.
+fn rebuilding(round: u32, said: Option<Said>) -> FromRank {
+    match said {
+        Some(said) => FromRank::Exchange { ckpt: 0, round, said },
+        None => FromRank::Rebuilt { round },
     }
 }
 

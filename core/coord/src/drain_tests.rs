@@ -8,6 +8,7 @@
 
 use super::*;
 use crate::client::{Client, ClientAction, Local};
+use crate::message::Items;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
@@ -297,8 +298,8 @@ impl World {
                     self.peer(n).still = true;
                     self.after(2 * MS, Ev::Did(n, ckpt, Did::Stopped));
                 }
-                ClientAction::Drain { items, .. } => {
-                    self.drain(n, items);
+                ClientAction::Drain { heard, .. } => {
+                    self.drain(n, heard.from);
                     self.after(3 * MS, Ev::Did(n, ckpt, Did::Drained));
                 }
                 ClientAction::Snapshot { .. } => self.after(2 * MS, Ev::Did(n, ckpt, Did::Snapped)),
@@ -339,7 +340,7 @@ impl World {
             Did::Stopped => {
                 let items = self.counts(n);
                 self.local(n, Local::Stopped);
-                self.local(n, Local::Contribute(items));
+                self.local(n, Local::Contribute(Said { to: items, ..Said::default() }));
             }
             Did::Drained if self.rng.below(15) == 0 => self.local(n, Local::DrainFailed("late".into())),
             Did::Drained => self.local(n, Local::Drained),

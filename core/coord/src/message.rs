@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
 /// Version of the messages; the two ends must have the same.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 4;
 /// Longest payload accepted.
 pub const MAX_FRAME: usize = 256 << 20;
 const MAGIC: [u8; 2] = *b"SP";
@@ -47,6 +47,26 @@ pub type Items = Vec<(u32, Vec<u8>)>;
 
 /// The same, with the sender's number for each: later ones have higher numbers, whoever they are for.
 pub type Mails = Vec<(u32, u64, Vec<u8>)>;
+
+/// What a rank says in a round between all ranks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// To whom, what.
+    pub to: Items,
+    /// Keys that are this rank's, and what stands behind each: for whoever asks in the same round.
+    pub publish: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Keys that this rank wants to know.
+    pub ask: Vec<Vec<u8>>,
+}
+
+/// What a rank is told of a round.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    /// From whom, what.
+    pub from: Items,
+    /// Keys that it asked for: each with a rank that published it, and what stands behind it there.
+    pub found: Vec<(Vec<u8>, u32, Vec<u8>)>,
+}
 
 /// A collective clock as a rank reports it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,13 +179,15 @@ pub enum FromRank {
         ckpt: u64,
         /// Counts from 0.
         round: u32,
-        /// To whom, what.
-        items: Items,
+        /// What it says.
+        said: Said,
     },
-    /// All messages are home.
+    /// All messages are home, as far as this rank knows: nothing to say in this round.
     Drained {
         /// Checkpoint.
         ckpt: u64,
+        /// The round that is not handed on yet.
+        round: u32,
     },
     /// They are not, and will not be.
     DrainFailed {
@@ -199,8 +221,11 @@ pub enum FromRank {
         /// Why.
         reason: String,
     },
-    /// After a restart: everything is made anew.
-    Rebuilt,
+    /// After a restart: everything is made anew, as far as this rank knows.
+    Rebuilt {
+        /// The round that is not handed on yet.
+        round: u32,
+    },
     /// The rank leaves.
     Goodbye(Leaving),
     /// The application asks for a checkpoint, or, as 0, a scheduler.
@@ -245,8 +270,8 @@ pub enum ToRank {
     Exchanged {
         /// Round.
         round: u32,
-        /// From whom, what.
-        items: Items,
+        /// What there is for this rank.
+        heard: Heard,
     },
     /// Freeze the image.
     Snapshot {

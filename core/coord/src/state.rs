@@ -25,12 +25,14 @@
 mod checkpoint;
 mod copy;
 mod ranks;
+mod rounds;
 mod settle;
 
 use self::copy::Copying;
 use self::ranks::Hello;
+use self::rounds::Rounds;
 use crate::message::{
-    Before, Doing, FromRank, Items, JobOutcome, JobStatus, Mails, Measures, Outcome, Presence, ToRank,
+    Before, Doing, FromRank, JobOutcome, JobStatus, Mails, Measures, Outcome, Presence, Said, ToRank,
 };
 use std::collections::{BTreeMap, VecDeque};
 use stillpoint_abi::ids::{CkptId, Rank};
@@ -312,7 +314,7 @@ pub struct Coordinator {
     stop: bool,
     direct: bool,
     reasons: Vec<String>,
-    exchange: BTreeMap<u32, BTreeMap<u32, Items>>,
+    rounds: Rounds,
     /// Of this checkpoint's, at least one round has been handed on.
     exchanged: bool,
     asked: Vec<Asker>,
@@ -356,7 +358,7 @@ impl Coordinator {
             stop: false,
             direct: false,
             reasons: Vec::new(),
-            exchange: BTreeMap::new(),
+            rounds: Rounds::default(),
             exchanged: false,
             asked: Vec::new(),
             queue: VecDeque::new(),
@@ -548,14 +550,10 @@ impl Coordinator {
                 }
             }
             FromRank::Stopped { ckpt } => self.done(rank, ckpt, Stage::Stop),
-            FromRank::Drained { ckpt } => self.done(rank, ckpt, Stage::Drain),
             FromRank::Snapped { ckpt, bytes: _ } => self.done(rank, ckpt, Stage::Snapshot),
-            FromRank::Exchange { ckpt, round, items } => {
-                let saving = current(ckpt, self) && matches!(self.stage, Stage::Stop | Stage::Drain);
-                if saving || (ckpt == 0 && self.ranks[here].rebuilding) {
-                    self.exchange.entry(round).or_default().insert(rank, items);
-                }
-            }
+            FromRank::Exchange { ckpt, round, said } => self.answered(rank, ckpt, round, Some(said)),
+            FromRank::Drained { ckpt, round } => self.answered(rank, ckpt, round, None),
+            FromRank::Rebuilt { round } => self.answered(rank, 0, round, None),
             FromRank::DrainFailed { ckpt, reason } => {
                 if current(ckpt, self) && matches!(self.stage, Stage::Stop | Stage::Drain) {
                     self.give_up(vec![format!("rank {rank}: {reason}")]);
@@ -572,10 +570,6 @@ impl Coordinator {
                     self.give_up(vec![format!("rank {rank}: {reason}")]);
                 }
             }
-            FromRank::Rebuilt => {
-                self.ranks[here].rebuilding = false;
-                self.went = false;
-            }
             FromRank::Goodbye(leaving) => self.goodbye(rank, leaving),
             FromRank::Request { id } => self.request(Asker::Rank(rank, id), false),
             FromRank::Mail { items } => self.mail(rank, items),
@@ -586,16 +580,41 @@ impl Coordinator {
         }
     }
 
+    /// An answer of a round: of the drain, or, with `ckpt` 0, while the job is rebuilt.
+    fn answered(&mut self, rank: u32, ckpt: u64, round: u32, said: Option<Said>) {
+        let drains = self.stage != Stage::Idle && !self.preparing && ckpt == self.ckpt.0;
+        let drains = drains && matches!(self.stage, Stage::Stop | Stage::Drain);
+        if !drains && (ckpt != 0 || !self.ranks[rank as usize].rebuilding) {
+            return;
+        }
+        match self.rounds.again(round, rank) {
+            Some(heard) => self.send(rank, ToRank::Exchanged { round, heard }),
+            None => self.rounds.answer(round, rank, said),
+        }
+    }
+
+    fn rebuilding_ids(&self) -> Vec<u32> {
+        self.live().filter(|(_, r)| r.rebuilding).map(|(n, _)| n).collect()
+    }
+
+    /// All are here, and those that came from images are done with being rebuilt.
+    fn is_rebuilt(&self) -> bool {
+        let of_images = self.rebuilding_ids();
+        let all_here = self.ranks.iter().all(|r| r.presence != Presence::Absent);
+        all_here && (of_images.is_empty() || self.rounds.over(&of_images))
+    }
+
     /// Moves on as far as what is known allows.
     fn advance(&mut self) {
         self.miss();
         self.settle_cuts();
         self.complete_exchanges();
-        if !self.went && self.ranks.iter().all(|r| r.presence != Presence::Absent && !r.rebuilding) {
+        if !self.went && self.is_rebuilt() {
             self.went = true;
+            self.ranks.iter_mut().for_each(|r| r.rebuilding = false);
             if self.incarnation > 0 {
                 self.send_all(&ToRank::Go);
-                self.exchange.clear();
+                self.rounds.clear();
                 self.last_end = self.now;
             }
         }

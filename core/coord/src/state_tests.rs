@@ -6,7 +6,7 @@
 
 use super::*;
 use crate::client::{Client, ClientAction, Local};
-use crate::message::{Clock, Leaving};
+use crate::message::{Clock, Leaving, Said};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 
@@ -50,6 +50,9 @@ struct Sim {
     settle: bool,
     stopped: bool,
     snapped: u64,
+    /// Checkpoint, and rounds of it in which this rank has spoken; rounds that it has heard.
+    spoken: (u64, BTreeSet<u32>),
+    heard: u32,
     dead: bool,
     down: Nanos,
     up: Nanos,
@@ -97,6 +100,10 @@ fn node_of(rank: u32) -> Node {
     Node::from(rank % 3)
 }
 
+fn to(rank: u32, byte: u8) -> Said {
+    Said { to: vec![(rank, vec![byte])], ..Said::default() }
+}
+
 impl World {
     fn new(seed: u64, n: u32, ops: usize, config: Config) -> Self {
         let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
@@ -136,6 +143,8 @@ impl World {
                 settle: false,
                 stopped: false,
                 snapped: 0,
+                spoken: (0, BTreeSet::new()),
+                heard: 0,
                 dead: false,
                 down: 0,
                 up: 0,
@@ -316,21 +325,43 @@ impl World {
                     let r = &mut self.ranks[here];
                     assert!(!matches!(r.at, At::Inside(_)), "a collective is cut in two");
                     r.stopped = true;
+                    r.spoken = (r.client.ckpt(), BTreeSet::from([0]));
+                    r.heard = 0;
                     self.after(3 * MS, Ev::Local(rank, Local::Stopped));
-                    let later = self.now + 3 * MS + 1;
-                    self.at(later, Ev::Local(rank, Local::Contribute(vec![((rank + 1) % 2, vec![1])])));
+                    let (later, next) = (self.now + 3 * MS + 1, (rank + 1) % self.ranks.len() as u32);
+                    self.at(later, Ev::Local(rank, Local::Contribute(to(next, 0))));
                 }
-                ClientAction::Drain { .. } => {
+                ClientAction::Drain { round, heard } => {
                     let given_up = self.coord.ckpt.0 != self.ranks[here].client.ckpt()
                         || self.coord.stage() == Stage::Idle;
                     let still = self.ranks.iter().all(|r| r.dead || r.stopped);
                     assert!(given_up || still, "INV-1: drained too early");
-                    self.after(3 * MS, Ev::Local(rank, Local::Drained));
+                    let n = self.ranks.len() as u32;
+                    let (ckpt, next) = (self.ranks[here].client.ckpt(), (rank + 1) % n);
+                    let before = (rank + n - 1) % n;
+                    assert_eq!(std::mem::replace(&mut self.ranks[here].heard, round + 1), round);
+                    if !given_up {
+                        let b = &self.ranks[before as usize];
+                        let spoke = b.spoken.0 == ckpt && b.spoken.1.contains(&round);
+                        let from = Vec::from_iter(spoke.then(|| (before, vec![round as u8])));
+                        assert_eq!(heard.from, from, "rank {rank}, round {round}");
+                    }
+                    let again = round < 3 && self.rng.below(u64::from(n)) == 0;
+                    let said = if again {
+                        self.ranks[here].spoken.1.insert(round + 1);
+                        Local::Contribute(to(next, round as u8 + 1))
+                    } else {
+                        Local::Drained
+                    };
+                    self.after(3 * MS, Ev::Local(rank, said));
                 }
                 ClientAction::Snapshot { ckpt, direct, .. } => {
                     // An order that crosses an abort may still be obeyed: its image is discarded.
                     let given_up = self.coord.ckpt.0 != ckpt || self.coord.stage() != Stage::Snapshot;
                     assert!(given_up || self.ranks.iter().all(|r| r.dead || r.stopped), "INV-1: one runs");
+                    let heard = self.ranks[here].heard;
+                    let alike = |r: &Sim| r.dead || r.at == At::End || r.heard == heard;
+                    assert!(given_up || self.ranks.iter().all(alike), "rounds are not the same everywhere");
                     for (gid, members) in self.members.iter().filter(|_| !given_up) {
                         let count = |m: &u32| self.ranks[*m as usize].counts.get(gid).copied().unwrap_or(0);
                         let all: BTreeSet<u64> = members.iter().map(count).collect();
@@ -581,8 +612,8 @@ fn an_older_incarnation_is_denied_and_a_later_one_takes_over() {
     assert!(matches!(denied[..], [Action::Send(1, ToRank::Denied { .. }), Action::Close(1)]), "{denied:?}");
     c.handle(0, Event::Message(2, hello(0, 1, true)));
     c.handle(0, Event::Message(3, hello(1, 1, true)));
-    c.handle(0, Event::Message(2, FromRank::Rebuilt));
-    let go = c.handle(0, Event::Message(3, FromRank::Rebuilt));
+    c.handle(0, Event::Message(2, FromRank::Rebuilt { round: 0 }));
+    let go = c.handle(0, Event::Message(3, FromRank::Rebuilt { round: 0 }));
     assert_eq!(go, vec![Action::Send(2, ToRank::Go), Action::Send(3, ToRank::Go)]);
     c.handle(0, Event::Closed(3));
     assert!(c.outcome().restart);
@@ -705,3 +736,5 @@ fn a_warning_waits_for_those_who_are_away() {
 
 #[path = "state_tests/copy.rs"]
 mod copy;
+#[path = "state_tests/rebuild.rs"]
+mod rebuild;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use stillpoint_coord::client::{Client, ClientAction, Local};
-use stillpoint_coord::message::{self, Doing, ToAgent, ToRank};
+use stillpoint_coord::message::{self, Doing, Said, ToAgent, ToRank};
 
 /// What a rank does that a good one does not.
 #[derive(Clone, Copy, PartialEq)]
@@ -71,10 +71,10 @@ fn play(me: Rank, action: ClientAction, seen: &mut Vec<String>) -> Vec<Local> {
             vec![Local::Clocks { clocks: vec![], doing: Doing::Running }]
         }
         ClientAction::StopThreads => {
-            vec![Local::Stopped, Local::Contribute(vec![((n + 1) % size, vec![n as u8])])]
+            vec![Local::Stopped, Local::Contribute(Said { to: vec![((n + 1) % size, vec![n as u8])], ..Said::default() })]
         }
-        ClientAction::Drain { items, .. } => {
-            assert_eq!(items, vec![(from, vec![from as u8])]);
+        ClientAction::Drain { heard, .. } => {
+            assert_eq!(heard.from, vec![(from, vec![from as u8])]);
             vec![Local::Drained]
         }
         ClientAction::Snapshot { ckpt, .. } if habit == Habit::NoSpace => {

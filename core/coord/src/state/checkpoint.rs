@@ -12,7 +12,7 @@
 
 use super::{Action, Asker, Coordinator, Image, MS, Mode, Nanos, seed};
 use crate::interval::optimum;
-use crate::message::{Doing, Items, Measures, Outcome, Presence, ToRank};
+use crate::message::{Doing, Measures, Outcome, Presence, ToRank};
 use std::collections::BTreeMap;
 use stillpoint_abi::ids::{CkptId, Rank};
 use stillpoint_abi::stage::Stage;
@@ -110,7 +110,7 @@ impl Coordinator {
                 }
                 self.targets.clear();
                 self.reasons.clear();
-                self.exchange.clear();
+                self.rounds.clear();
                 self.exchanged = false;
                 self.version = 0;
                 self.held_since = None;
@@ -189,7 +189,7 @@ impl Coordinator {
                 }
             }
             Stage::Drain => {
-                if all_done {
+                if self.rounds.over(&self.live_ids()) {
                     return self.order_snapshots();
                 }
             }
@@ -231,12 +231,13 @@ impl Coordinator {
         }
         let late: Vec<String> = self
             .live()
-            .filter(|(_, r)| match stage {
+            .filter(|(n, r)| match stage {
                 Stage::Intend => !r.answered,
                 Stage::Settle => {
                     r.seen_version != r.sent_version
                         || r.clocks.iter().any(|(gid, c)| c.1 || self.targets.get(gid) != Some(&c.0))
                 }
+                Stage::Drain => !self.rounds.answered(*n),
                 Stage::Write => r.image.is_none(),
                 _ => !r.done,
             })
@@ -342,7 +343,7 @@ impl Coordinator {
             self.out.push(Action::Over(self.ckpt));
         }
         self.answer_all(&result);
-        self.exchange.clear();
+        self.rounds.clear();
         self.stop = false;
         self.last_end = self.now;
         self.enter(Stage::Idle);
@@ -350,33 +351,19 @@ impl Coordinator {
 
     /// Hands on what every rank has contributed: at the drain, and when ranks are rebuilt.
     pub(super) fn complete_exchanges(&mut self) {
-        if self.exchange.is_empty() || self.ranks.iter().any(|r| r.presence == Presence::Absent) {
+        let saving = !self.preparing && matches!(self.stage, Stage::Stop | Stage::Drain);
+        let among = if saving { self.live_ids() } else { self.rebuilding_ids() };
+        if among.is_empty() || self.ranks.iter().any(|r| r.presence == Presence::Absent) {
             return;
         }
-        loop {
-            let live = self.live_ids();
-            let full = |(_, from): &(&u32, &BTreeMap<u32, Items>)| live.iter().all(|r| from.contains_key(r));
-            let Some(round) = self.exchange.iter().find(full).map(|(round, _)| *round) else { return };
-            let Some(from) = self.exchange.remove(&round) else { return };
-            if live.is_empty() {
-                return;
-            }
-            let mut to: BTreeMap<u32, Items> = live.iter().map(|r| (*r, Vec::new())).collect();
-            for (sender, items) in from {
-                for (rank, bytes) in items {
-                    if let Some(list) = to.get_mut(&rank) {
-                        list.push((sender, bytes));
-                    }
-                }
-            }
-            let saving = !self.preparing && matches!(self.stage, Stage::Stop | Stage::Drain);
-            for (rank, items) in to {
+        while let Some((round, hear)) = self.rounds.complete(&among, !saving) {
+            for (rank, heard) in hear {
                 if saving {
                     self.exchanged = true;
                     // So it is when the checkpoint gets beyond the drain. If not, the rank itself will say.
                     self.ranks[rank as usize].before.told = self.ckpt.0;
                 }
-                self.send(rank, ToRank::Exchanged { round, items });
+                self.send(rank, ToRank::Exchanged { round, heard });
             }
         }
     }

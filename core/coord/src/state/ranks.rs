@@ -144,7 +144,7 @@ impl Coordinator {
         self.ranks.clear();
         self.before.clear();
         self.members.clear();
-        self.exchange.clear();
+        self.rounds.clear();
         self.incarnation = incarnation;
         self.outcome = JobOutcome { incarnation, ..JobOutcome::default() };
         self.judged = false;
