@@ -51,6 +51,10 @@ fn heat(into: &Path) -> Option<Example> {
     Some(Example { program: compile("mpicc", &["examples/heat.c"], into)?, ranks: Some("2") })
 }
 
+fn plugin(into: &Path) -> Option<Example> {
+    Some(Example { program: compile("mpicc", &["examples/plugin.c"], into)?, ranks: Some("3") })
+}
+
 fn orbit(into: &Path) -> Option<Example> {
     let files = ["include/stillpoint.f90", "examples/orbit.f90"];
     Some(Example { program: compile("gfortran", &files, into)?, ranks: None })
@@ -164,6 +168,11 @@ fn promises() {
 #[test]
 fn c_with_mpi() {
     cycle("heat", heat);
+}
+
+#[test]
+fn a_plugin_with_rounds() {
+    cycle("plugin", plugin);
 }
 
 #[test]

@@ -16,6 +16,8 @@
 //! What a reader would get wrong: no pointer stored in [`Upper`] may lead out of the window (INV-3), and code of the
 //! upper half must read pointers from [`Half`] at each use, because a restart changes them.
 
+use crate::plugin::Plugins;
+use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, AtomicUsize};
 
 /// Mappings of the upper half that may hold a thread control block: below 4 GiB, so that a segment descriptor can hold the
@@ -55,12 +57,14 @@ pub const BRK_END: usize = 0x1100_0000_0000;
 pub const MAPS_START: usize = 0x1100_0000_0000;
 
 /// First bytes of both pages; the version changes with their layout.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"stillpt\x01");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"stillpt\x02");
 
 /// Threads of the upper half that a rank can have.
 pub const MAX_THREADS: usize = 1024;
 /// Slots for functions of a back (the MPI library's, say); their meaning is the table's of that back.
 pub const BACK_SLOTS: usize = 2048;
+/// Functions of libraries below that plugins can call.
+pub const MAX_BELOW: usize = 1024;
 /// Signal that stops a thread. Applications do not see it: the hooks take it out of masks and handlers.
 pub const STOP_SIGNAL: i32 = 64;
 
@@ -118,6 +122,8 @@ pub struct Half {
     pub lower_fds: [AtomicU64; 128],
     /// The command that the leader works on while all threads stand still ([`still`]); 0: none. A futex.
     pub still_cmd: AtomicU32,
+    /// The place of the plugin that it is for.
+    pub still_plugin: AtomicU32,
     /// Counts up when the leader has finished one. A futex.
     pub still_done: AtomicU32,
     /// Address of its [`StillArg`].
@@ -126,6 +132,11 @@ pub struct Half {
     pub still_result: AtomicI64,
     /// Real functions of the back and our helpers beside them.
     pub back: [AtomicUsize; BACK_SLOTS],
+    /// `extern "C" fn(library: *const c_char, name: *const c_char) -> usize`: the address of a function of a library below,
+    /// which is loaded if need be; 0: there is none. Called on the lower fs.
+    pub resolve: AtomicUsize,
+    /// Addresses of the functions that [`Upper::below`] names; 0: not looked for yet.
+    pub below: [AtomicUsize; MAX_BELOW],
 }
 
 /// What lies in the lower half's TLS for each thread, so that a signal handler can find the way up.
@@ -256,8 +267,10 @@ pub const UNTOLD: u64 = 1 << 63;
 /// Letters that [`Upper::mail`] holds.
 pub const MAIL_ROOM: usize = 1024;
 
-/// What is counted in [`Upper::refusals`].
+/// What the MPI front cannot save, by the index of its [`crate::plugin::Refusal`].
 pub mod refuse {
+    use super::CStr;
+
     /// MPI windows.
     pub const WINDOWS: usize = 0;
     /// MPI files.
@@ -269,12 +282,12 @@ pub mod refuse {
     /// Intercommunicators that were freed with persistent requests on them.
     pub const FREED: usize = 4;
     /// What each one is called in a message to the user.
-    pub const NAMES: [&str; 5] = [
-        "MPI windows (one-sided communication); they can be saved once MPI_Win_free has been called",
-        "open MPI files; they can be saved once MPI_File_close has been called",
-        "communicators to spawned or connected processes; they can be saved once MPI_Comm_disconnect has been called",
-        "handles or sessions of the MPI tool interface (MPI_T); they can be saved once they have been freed",
-        "freed intercommunicators with persistent requests; they can be saved once MPI_Request_free has been called",
+    pub const TEXTS: [&CStr; 5] = [
+        c"MPI windows (one-sided communication); they can be saved once MPI_Win_free has been called",
+        c"open MPI files; they can be saved once MPI_File_close has been called",
+        c"communicators to spawned or connected processes; they can be saved once MPI_Comm_disconnect has been called",
+        c"handles or sessions of the MPI tool interface (MPI_T); they can be saved once they have been freed",
+        c"freed intercommunicators with persistent requests; they can be saved once MPI_Request_free has been called",
     ];
 }
 
@@ -298,8 +311,8 @@ pub struct Upper {
     pub vpid: AtomicI32,
     /// Records in use are below this index.
     pub n_threads: AtomicU32,
-    /// `extern "C" fn(cmd: u32, arg: *mut StillArg) -> i64` of the MPI front; 0 if none is loaded.
-    pub front_still: AtomicUsize,
+    /// Who takes part in checkpoints with something below.
+    pub plugins: Plugins,
     /// Where the callbacks of the application are ([`callbacks`]); a futex.
     pub callbacks: AtomicU32,
     /// What they said before a checkpoint: 0, or the number by which one objected. Valid in [`callbacks::OPEN`].
@@ -318,9 +331,12 @@ pub struct Upper {
     pub n_clocks: AtomicU32,
     /// Lock of `exe` strings and other rare things.
     pub lock: AtomicU32,
-    /// Things in use that cannot be saved yet, counted by the front that made them, by [`refuse`] index.
-    pub refusals: [AtomicU32; 8],
-    /// Mail from other ranks that the front has not read: a ring of identities. The lower half writes at `mail_in`, the
+    /// Functions of libraries below that plugins call: addresses of the names of library and function, zero-terminated, in the
+    /// window.
+    pub below: [[AtomicUsize; 2]; MAX_BELOW],
+    /// Number of those.
+    pub n_below: AtomicU32,
+    /// Mail from other ranks that the MPI front has not read: a ring of identities. The lower half writes at `mail_in`, the
     /// front reads at `mail_out`; both count up for ever.
     pub mail: [AtomicU64; MAIL_ROOM],
     /// Letters written.
@@ -371,14 +387,16 @@ impl Upper {
     }
 }
 
-/// Commands to the front ([`Upper::front_still`]) at the still point. They run on one parked thread's own thread pointer and
-/// on the still stack, at depth 1, while every thread of the rank stands still.
+/// Commands to a plugin ([`crate::plugin::Plugin::still`]) at the still point. They run on one parked thread's own thread
+/// pointer and on the still stack, at depth 1, while every thread of the rank stands still.
 pub mod still {
-    /// Write into `out` what each peer must know before the drain: see [`super::StillArg`].
+    /// Write into `out` what others must know before the drain: see [`super::StillArg`].
     pub const COUNTS: u32 = 2;
-    /// `input` holds what the peers wrote in COUNTS. Bring messages home. 0: all is home; 1: `deadline` passed, call again;
-    /// negative: it cannot be done. Called again and again with the same input, also after it returned 0, until all ranks
-    /// have returned 0: the others may still need this rank's progress.
+    /// `input` holds what the others said, in COUNTS or in the last round that this plugin has spoken in or was spoken to. Bring
+    /// everything home. [`DONE`]: all is; [`AGAIN`]: `deadline` passed, call again; [`SPEAKS`]: `out` holds what others must
+    /// know before it goes on, and it is called again when they do; negative: it cannot be done. After [`DONE`] it is
+    /// called again with the same input, until all ranks are done: the others may still need this rank's progress; and
+    /// with another one if another rank speaks to it.
     pub const DRAIN: u32 = 3;
     /// Threads run on next. `input` is one byte: [`GOES_ON`], [`GIVEN_UP`] or [`CUT_OFF`].
     pub const RESUME: u32 = 4;
@@ -388,16 +406,24 @@ pub mod still {
     pub const GIVEN_UP: u8 = 1;
     /// The same after COUNTS, or an agent was lost: some ranks may have been told, and others not.
     pub const CUT_OFF: u8 = 2;
-    /// After a restart: make real objects behind the virtual ones, post receives again. 0 is success; else `out` holds a
-    /// text that says why not.
+    /// After a restart: make real objects behind the virtual ones, post receives again. [`DONE`] is success; [`SPEAKS`] as for
+    /// DRAIN: it is called again with what the others said, and `round` counts up from 0; else `out` holds a text that
+    /// says why not.
     pub const REBUILD: u32 = 5;
-    /// Mail for which the ring [`super::Upper::mail`] had no room: `input` is `u64` identities.
+    /// Mail for which the ring [`super::Upper::mail`] had no room, to the MPI front: `input` is `u64` identities.
     pub const MAIL: u32 = 6;
+
+    /// Nothing is left to do.
+    pub const DONE: i64 = 0;
+    /// Call again.
+    pub const AGAIN: i64 = 1;
+    /// Others must hear what `out` holds first.
+    pub const SPEAKS: i64 = 2;
 }
 
 /// Argument of a command at the still point.
 ///
-/// Lists of messages to and from peers are a sequence of [`crate::records`].
+/// What is said and heard is a sequence of [`crate::records`].
 #[repr(C)]
 #[derive(Debug)]
 pub struct StillArg {
@@ -409,10 +435,12 @@ pub struct StillArg {
     pub out: *mut u8,
     /// Room there.
     pub out_cap: usize,
-    /// Bytes written; if greater than `out_cap`, nothing was written and this much room is needed.
+    /// Bytes written; if greater than `out_cap`, nothing was written and this much room is needed: the call is made again.
     pub out_len: usize,
     /// CLOCK_MONOTONIC in nanoseconds at which to give up.
     pub deadline: u64,
+    /// Rounds that were handed on before this call.
+    pub round: u32,
 }
 
 /// [`Upper::callbacks`]: whose turn it is. libstillpoint.so runs the application's callbacks on a thread of its own.

@@ -3,7 +3,17 @@
 //! ```text
 //!   u32 rank │ u32 length │ bytes, padded to 4 │ u32 rank │ …        (little endian)
 //! ```
+//!
+//! Beside ranks there are three numbers that no rank has: [`PUBLISH`], [`ASK`] and [`FOUND`].
+//!
 //! What a reader would get wrong: the records end where one is torn, and only [`Records::whole`] says whether one was.
+
+/// Said: `u32` length of a key, the key, and what stands behind it, for whoever asks for it in the same round.
+pub const PUBLISH: u32 = 0xffff_fffd;
+/// Said: a key that this rank wants to know.
+pub const ASK: u32 = 0xffff_fffe;
+/// Heard: `u32` rank, `u32` length of the key, the key, and what stands behind it at that rank.
+pub const FOUND: u32 = 0xffff_ffff;
 
 /// The records in some bytes: rank and body of each, in their order.
 #[derive(Clone, Debug)]

@@ -31,6 +31,12 @@ pub enum Error {
     /// More ranges of memory, or callbacks, than there is room for.
     #[error("no room for another one")]
     Full,
+    /// Another plugin has this name.
+    #[error("another plugin has this name")]
+    Taken,
+    /// A function below, or its library, is not there.
+    #[error("there is no such function below")]
+    NotThere,
     /// The library's thread for callbacks cannot be made, or another copy of this library has one.
     #[error("the thread for callbacks cannot be made")]
     NoThread,
@@ -46,6 +52,8 @@ impl Error {
             Error::InCallback => -libc::EDEADLK,
             Error::Invalid => -libc::EINVAL,
             Error::Full => -libc::ENOSPC,
+            Error::Taken => -libc::EEXIST,
+            Error::NotThere => -libc::ENOENT,
             Error::NoThread => -libc::EAGAIN,
         }
     }

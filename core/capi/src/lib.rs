@@ -19,6 +19,7 @@
 //! - [`ask`]: is Stillpoint there, ask for a checkpoint, forbid and allow, counters.
 //! - [`callbacks`]: what is called before a checkpoint, after it, and after a restart.
 //! - [`exclude`]: memory that is not saved. `ranges` is its arithmetic.
+//! - [`plugin`]: take part in checkpoints with something that lives below.
 //!
 //! What a reader would get wrong: a restart does not begin the program again. It goes on inside the call that it was in.
 
@@ -26,6 +27,7 @@ pub mod ask;
 mod c;
 pub mod callbacks;
 pub mod exclude;
+pub mod plugin;
 mod ranges;
 
 pub use ask::{Checkpointed, Error, Forbidden, active, checkpoint, checkpoints, forbid, restarts};

@@ -348,7 +348,9 @@ impl Client {
                 self.last_doing = None;
                 let (rank, before) = (self.rank.0, self.before);
                 let mut all = send(FromRank::Hello { rank, size, pid, incarnation, restored, before });
-                all.extend(self.rebuilt.iter().map(|(round, said)| A::Send(rebuilding(*round, said.clone()))));
+                all.extend(
+                    self.rebuilt.iter().map(|(round, said)| A::Send(rebuilding(*round, said.clone()))),
+                );
                 if !self.mailed.is_empty() {
                     all.push(A::Send(FromRank::Mail { items: self.mailed.clone() }));
                 }

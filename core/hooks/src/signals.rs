@@ -98,7 +98,8 @@ extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
 /// Works on the command of the still point, on the still stack: this thread's own may be short.
 fn lead(rec: &ThreadRec) {
     let h = half();
-    let f = upper().front_still.load(Acquire);
+    let plugin = upper().plugins.get(h.still_plugin.load(Acquire) as usize);
+    let f = plugin.map_or(0, |p| p.still.load(Acquire));
     let mut r = -1;
     if f != 0 {
         rec.depth.fetch_add(1, SeqCst);

@@ -19,7 +19,7 @@ use stillpoint_sys::{arch, half, upper};
 
 const LIBRARY: &str = "libmpi.so.40";
 
-fn last_error() -> String {
+pub(crate) fn last_error() -> String {
     // SAFETY: dlerror returns null or a terminated string that lives until the next call on this thread.
     unsafe {
         let e = libc::dlerror();
@@ -62,10 +62,10 @@ fn find(lib: *mut c_void, name: &CStr) -> usize {
 }
 
 /// All signals are blocked on the calling thread while it lives.
-struct Blocked(u64);
+pub(crate) struct Blocked(u64);
 
 impl Blocked {
-    fn all() -> Blocked {
+    pub(crate) fn all() -> Blocked {
         Blocked(crate::launch::block_all_signals())
     }
 }

@@ -6,13 +6,17 @@
 //! (`STILLPOINT_ALONE=DIR,MILLISECONDS`): `DIR/rank.img` is replaced by rename, so it is whole at any moment.
 
 use crate::link::Link;
+use crate::plugins::Word;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use stillpoint_abi::ids::{CkptId, Incarnation, Rank};
 use stillpoint_capture::gather::{self, Streams};
 use stillpoint_capture::{pause, write};
+use stillpoint_coord::client::Local;
+use stillpoint_coord::message::Heard;
 use stillpoint_image::Seal;
 use stillpoint_sys::raw::{futex_wait, futex_wake_all, monotonic_ns};
 use stillpoint_sys::{half, upper};
@@ -25,11 +29,16 @@ pub(crate) fn running() {
 }
 
 static REBUILT: AtomicU32 = AtomicU32::new(0);
+/// The round that was handed on last, until the main thread takes it.
+static ROUND: Mutex<Option<(u32, Heard)>> = Mutex::new(None);
+/// Counts up with each round, and at the end. A futex.
+static NEWS: AtomicU32 = AtomicU32::new(0);
 
 /// After a restart: the agent says that all ranks are rebuilt.
 pub(crate) fn all_rebuilt() {
     REBUILT.store(1, Release);
-    futex_wake_all(&REBUILT);
+    NEWS.fetch_add(1, Release);
+    futex_wake_all(&NEWS);
 }
 
 /// The agent has said so.
@@ -37,12 +46,27 @@ pub(crate) fn is_rebuilt() -> bool {
     REBUILT.load(Acquire) != 0
 }
 
-/// Waits until all ranks are rebuilt; at once if there is no agent.
-pub(crate) fn wait_for_all() {
-    if std::env::var_os("STILLPOINT_RUN").is_some() {
-        while REBUILT.load(Acquire) == 0 {
-            futex_wait(&REBUILT, 0);
+/// A round of the rebuild was handed on.
+pub(crate) fn heard(round: u32, heard: Heard) {
+    *ROUND.lock().unwrap_or_else(PoisonError::into_inner) = Some((round, heard));
+    NEWS.fetch_add(1, Release);
+    futex_wake_all(&NEWS);
+}
+
+/// Says this rank's word, and waits for the next round; none: all ranks are rebuilt, or there is no agent.
+pub(crate) fn next_round(word: Word) -> Option<(u32, Heard)> {
+    std::env::var_os("STILLPOINT_RUN")?;
+    crate::mail::tell(match word {
+        Word::Says(said) => Local::Contribute(said),
+        Word::Done => Local::Rebuilt,
+    });
+    loop {
+        let news = NEWS.load(Acquire);
+        let round = ROUND.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if round.is_some() || is_rebuilt() {
+            return round;
         }
+        futex_wait(&NEWS, news);
     }
 }
 

@@ -139,6 +139,7 @@ pub(crate) fn fill_half() {
     h.pid.store(getpid(), Relaxed);
     h.acquire.store((crate::tcb::acquire as *const ()).expose_provenance(), Relaxed);
     h.goodbye.store((crate::line::goodbye as *const ()).expose_provenance(), Relaxed);
+    h.resolve.store((crate::below::resolve as *const ()).expose_provenance(), Relaxed);
     h.load_back.store((crate::back::load as *const ()).expose_provenance(), Relaxed);
     h.request.store((crate::mail::request as *const ()).expose_provenance(), Relaxed);
     h.warn_signal.store(crate::warn::signal(), Relaxed);

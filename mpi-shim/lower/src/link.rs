@@ -8,13 +8,14 @@
 
 use crate::clocks::{self, Settle};
 use crate::line::{self, Line};
+use crate::plugins::{self, Parts, Word};
 use crate::still;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
-use stillpoint_abi::half::{self as abi, FLAG_SETTLE, FLAG_STOP, UNTOLD, refuse, still as command};
+use stillpoint_abi::half::{self as abi, FLAG_SETTLE, FLAG_STOP, UNTOLD, still as command};
 use stillpoint_abi::ids::{CkptId, Incarnation, Rank};
 use stillpoint_abi::stage::Stage;
 use stillpoint_capture::gather::{self, Streams};
@@ -54,8 +55,10 @@ struct Work {
     left: crate::mail::Left,
     /// Requests of the application that no agent could be told yet.
     asked: Vec<u64>,
-    /// The drain's input, from the exchange until threads run on or are frozen; and whether the agent knows that all is home.
-    drain: Option<(Vec<u8>, bool)>,
+    /// The plugins, from COUNTS until threads run on or are frozen.
+    parts: Option<Parts>,
+    /// The first round was handed on.
+    drains: bool,
     settle: Settle,
     /// The frozen child of the last snapshot.
     frozen: Option<i32>,
@@ -113,7 +116,7 @@ impl Link {
     ) -> Option<std::io::Error> {
         loop {
             let settles = client.stage() == Stage::Settle;
-            let busy = settles || work.drain.is_some() || !work.left.flush();
+            let busy = settles || work.drains || !work.left.flush();
             // While settling, the clocks are looked at again every millisecond; a drain goes on in between.
             let event = if busy {
                 rx.recv_timeout(Duration::from_millis(1))
@@ -160,9 +163,6 @@ impl Link {
         if let Some(ClientAction::Send(hello)) = now.pop_front() {
             line::open(line, hello);
         }
-        if restored {
-            now.extend(client.on_local(Local::Rebuilt));
-        }
         for id in std::mem::take(&mut work.asked) {
             now.extend(client.on_local(Local::Request { id }));
         }
@@ -197,7 +197,7 @@ impl Link {
                     let mut r = Vec::from_iter(crate::callbacks::before());
                     crate::fds::prune();
                     r.extend(gather::reasons(&self.streams));
-                    r.extend(refusals());
+                    r.extend(plugins::refusals());
                     if upper().threads[0].fs.load(Acquire) == 0 {
                         r.push("the program has not begun".into());
                     }
@@ -219,18 +219,23 @@ impl Link {
                     Some(work.settle.look())
                 }
                 ClientAction::StopThreads => Some(match pause::stop(monotonic_ns() + 10_000_000_000) {
-                    Ok(()) => match refusals().into_iter().next() {
+                    Ok(()) => match plugins::refusals().into_iter().next() {
                         None => Local::Stopped,
                         Some(r) => Local::DrainFailed(r),
                     },
                     Err(e) => Local::DrainFailed(e),
                 }),
-                ClientAction::Drain { items, .. } => {
-                    work.drain = Some((still::from_items(&items), false));
+                ClientAction::Drain { round, heard } => {
+                    work.parts.iter_mut().for_each(|p| p.hear(round, &heard));
+                    work.drains = true;
                     drain(work)
                 }
+                ClientAction::Rebuild { round, heard } => {
+                    crate::control::heard(round, heard);
+                    None
+                }
                 ClientAction::Snapshot { ckpt, path, direct, seed } => {
-                    work.drain = None;
+                    (work.parts, work.drains) = (None, false);
                     work.left.hand_over();
                     let (frozen, local) = self.snapshot(ckpt, &path, direct, seed, tx);
                     work.frozen = frozen;
@@ -283,7 +288,7 @@ impl Link {
                 if stopped {
                     // Whom a cut exchange did not reach must be known upstairs before the next one is prepared.
                     work.left.hand_over();
-                    queue.extend(client.on_local(counts()));
+                    queue.extend(client.on_local(counts(work)));
                 }
             }
         }
@@ -338,60 +343,38 @@ impl Link {
     }
 }
 
-/// What the front says cannot be saved yet.
-fn refusals() -> Vec<String> {
-    let counted = upper().refusals.iter().zip(refuse::NAMES);
-    counted
-        .filter_map(|(n, name)| Some(n.load(Acquire)).filter(|n| *n > 0).map(|n| format!("{n} {name}")))
-        .collect()
-}
-
-/// What the peers must know before the drain. Without MPI there is nothing to tell.
-fn counts() -> Local {
-    if !still::has_front() {
-        return Local::Contribute(Vec::new());
-    }
-    match still::command(command::COUNTS, &[], still::soon(10_000)) {
-        Ok((0, out)) => Local::Contribute(still::to_items(&out)),
-        Ok((code, _)) => Local::DrainFailed(format!("messages cannot be counted (code {code})")),
+/// What the others must know before the drain. Without a plugin there is nothing to tell, and it is a barrier all the same.
+fn counts(work: &mut Work) -> Local {
+    match Parts::count() {
+        Ok((parts, said)) => {
+            (work.parts, work.drains) = (Some(parts), false);
+            Local::Contribute(said)
+        }
         Err(e) => Local::DrainFailed(e),
     }
 }
 
 /// One short piece of the drain. It goes on after this rank is done: the others may still need its progress.
 fn drain(work: &mut Work) -> Option<Local> {
-    let (input, done) = work.drain.as_mut()?;
-    if !still::has_front() {
-        work.drain = None;
-        return Some(Local::Drained);
-    }
-    let r = still::command(command::DRAIN, input, still::soon(if *done { 1 } else { 20 }));
-    match r {
-        Ok((0, _)) if !*done => {
-            *done = true;
-            Some(Local::Drained)
-        }
-        Ok((0 | 1, _)) => None,
-        Ok((code, _)) => {
-            work.drain = None;
-            Some(Local::DrainFailed(format!("messages cannot be brought home (code {code})")))
-        }
+    match work.parts.as_mut().filter(|_| work.drains)?.drain() {
+        Ok(Some(Word::Says(said))) => Some(Local::Contribute(said)),
+        Ok(Some(Word::Done)) => Some(Local::Drained),
+        Ok(None) => None,
         Err(e) => {
-            work.drain = None;
+            work.drains = false;
             Some(Local::DrainFailed(e))
         }
     }
 }
 
-/// Lets the threads run on, after the front has been told how the checkpoint went if they stand still.
+/// Lets the threads run on, after the plugins have been told how the checkpoint went if they stand still.
 fn run_on(work: &mut Work, outcome: Option<u8>) {
-    work.drain = None;
+    (work.parts, work.drains) = (None, false);
     if let Some(o) = outcome
-        && still::has_front()
         && half().flags.load(Acquire) & FLAG_STOP != 0
-        && let Err(e) = still::command(command::RESUME, &[o], still::soon(10_000))
     {
-        crate::control::log(&e);
+        let tell = |at, cmd, input: &[u8]| Ok(still::command(at, cmd, input, 0, still::soon(10_000))?.0);
+        plugins::resume(o, tell).iter().for_each(|e| crate::control::log(e));
     }
     half().flags.fetch_and(!FLAG_SETTLE, SeqCst);
     clocks::wake_held();

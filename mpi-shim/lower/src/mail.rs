@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::mpsc::Sender;
 use std::sync::{Mutex, OnceLock};
 use stillpoint_abi::half::{MAIL_ROOM, StillArg, request as verb, still};
+use stillpoint_abi::plugin::MPI;
 use stillpoint_coord::client::Local;
 use stillpoint_coord::message::Outcome;
 use stillpoint_sys::raw::errno;
@@ -35,7 +36,8 @@ pub(crate) fn closed() {
     }
 }
 
-fn send(l: Local) -> bool {
+/// Tells the control thread. False: it is not there any more.
+pub(crate) fn tell(l: Local) -> bool {
     LINE.get().and_then(|s| s.lock().ok()).is_some_and(|s| s.send(Event::Local(l)).is_ok())
 }
 
@@ -47,7 +49,7 @@ pub(crate) extern "C" fn request(what: u32, arg: u64) -> i64 {
             if let Ok(mut a) = ANSWERS.lock() {
                 a.insert(id, None);
             }
-            if send(Local::Request { id }) {
+            if tell(Local::Request { id }) {
                 return i64::try_from(id).unwrap_or(i64::MAX);
             }
             if let Ok(mut a) = ANSWERS.lock() {
@@ -70,7 +72,7 @@ pub(crate) extern "C" fn request(what: u32, arg: u64) -> i64 {
             let at = std::ptr::with_exposed_provenance::<StillArg>(usize::try_from(arg).unwrap_or(0));
             // SAFETY: the front passes a StillArg whose input lives during the call.
             let bytes = unsafe { std::slice::from_raw_parts((*at).input, (*at).input_len) };
-            if send(Local::Mail(crate::still::to_items(bytes))) { 0 } else { errno::ENOSYS as i64 }
+            if tell(Local::Mail(crate::still::to_items(bytes))) { 0 } else { errno::ENOSYS as i64 }
         }
         _ => errno::EINVAL as i64,
     }
@@ -78,7 +80,7 @@ pub(crate) extern "C" fn request(what: u32, arg: u64) -> i64 {
 
 /// The signal that asks for a checkpoint has come; nobody waits for the answer.
 pub(crate) fn warned() {
-    send(Local::Request { id: 0 });
+    tell(Local::Request { id: 0 });
 }
 
 /// An answer to CHECKPOINT has come.
@@ -125,11 +127,13 @@ impl Left {
 
     /// Hands the rest over at the still point: what is not upstairs now would be in no image.
     pub(crate) fn hand_over(&mut self) {
-        if !self.flush() && crate::still::has_front() {
-            let bytes: Vec<u8> = self.0.iter().flat_map(|id| id.to_le_bytes()).collect();
-            if let Ok((0, _)) = crate::still::command(still::MAIL, &bytes, crate::still::soon(10_000)) {
-                self.0.clear();
-            }
+        if self.flush() {
+            return;
+        }
+        let Some(front) = crate::plugins::place(MPI) else { return };
+        let bytes: Vec<u8> = self.0.iter().flat_map(|id| id.to_le_bytes()).collect();
+        if let Ok((0, _)) = crate::still::command(front, still::MAIL, &bytes, 0, crate::still::soon(10_000)) {
+            self.0.clear();
         }
     }
 }

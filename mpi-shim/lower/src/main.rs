@@ -11,6 +11,7 @@
 
 mod agent;
 mod back;
+mod below;
 mod callbacks;
 mod clocks;
 mod control;
@@ -19,6 +20,7 @@ mod launch;
 mod line;
 mod link;
 mod mail;
+mod plugins;
 mod restart;
 mod segment;
 mod still;

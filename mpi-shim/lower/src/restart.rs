@@ -9,6 +9,7 @@ use stillpoint_loader::place;
 use stillpoint_abi::half::still as command;
 
 use crate::launch::{self, Error};
+use crate::plugins::{self, Parts};
 use crate::still;
 
 /// Goes on where the image was taken. Returns only if that is refused.
@@ -31,24 +32,18 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     launch::install_handlers();
     launch::leave_rseq();
     restart::threads(&meta)?;
-    if still::has_front() {
-        front(command::REBUILD, &[])?;
-    }
+    let mut parts = Parts::rebuild();
+    let mut word = parts.make().map_err(Error::Rebuild)?;
     crate::control::running();
-    crate::control::wait_for_all();
-    if still::has_front() {
-        front(command::RESUME, &[0])?;
+    while let Some((round, heard)) = crate::control::next_round(word) {
+        parts.hear(round, &heard);
+        word = parts.make().map_err(Error::Rebuild)?;
+    }
+    let tell = |at, cmd, input: &[u8]| Ok(still::alone(at, cmd, input, 0)?.0);
+    if let Some(why) = plugins::resume(command::GOES_ON, tell).into_iter().next() {
+        return Err(Error::Rebuild(why));
     }
     stillpoint_sys::upper().generation.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     crate::callbacks::behind(true);
     restart::go(&meta)
-}
-
-/// Has the front make everything anew, or tell its peers what is due.
-fn front(cmd: u32, input: &[u8]) -> Result<(), Error> {
-    match still::alone(cmd, input) {
-        Ok((0, _)) => Ok(()),
-        Ok((code, text)) => Err(Error::Rebuild(format!("{} (code {code})", String::from_utf8_lossy(&text)))),
-        Err(e) => Err(Error::Rebuild(e)),
-    }
 }

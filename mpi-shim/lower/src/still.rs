@@ -1,4 +1,4 @@
-//! Commands to the front while all threads of the rank stand still. *Lower half*, control thread; after a restart the
+//! Commands to a plugin while all threads of the rank stand still. *Lower half*, control thread; after a restart the
 //! main thread, which then calls the front itself.
 //!
 //! What a reader would get wrong: the leader, the parked thread that does the work, runs upper code on the still stack; what
@@ -20,18 +20,20 @@ pub(crate) fn soon(ms: u64) -> u64 {
     monotonic_ns() + ms * 1_000_000
 }
 
-/// True if there is a front with anything alive in it.
-pub(crate) fn has_front() -> bool {
-    upper().front_still.load(Acquire) != 0 && upper().mpi_state.load(Acquire) == 1
-}
-
-/// Has the leader work on `cmd`. The result, and what was written to `out`.
-pub(crate) fn command(cmd: u32, input: &[u8], deadline: u64) -> Result<(i64, Vec<u8>), String> {
-    with_room(cmd, input, deadline, |arg| {
+/// Has the leader work on `cmd` of the plugin at this place. The result, and what was written to `out`.
+pub(crate) fn command(
+    plugin: usize,
+    cmd: u32,
+    input: &[u8],
+    round: u32,
+    deadline: u64,
+) -> Result<(i64, Vec<u8>), String> {
+    with_room(cmd, input, round, deadline, |arg| {
         let h = half();
         let leader = pause::threads().next().ok_or("no thread is left to work at the still point")?;
         let before = h.still_done.load(Acquire);
         h.still_arg.store(std::ptr::from_mut(arg).expose_provenance(), Relaxed);
+        h.still_plugin.store(u32::try_from(plugin).unwrap_or(u32::MAX), Relaxed);
         h.still_cmd.store(cmd, SeqCst);
         leader.command.store(parked::LEAD, Release);
         futex_wake_all(&leader.command);
@@ -39,7 +41,9 @@ pub(crate) fn command(cmd: u32, input: &[u8], deadline: u64) -> Result<(i64, Vec
         while h.still_done.load(Acquire) == before {
             futex_wait_for(&h.still_done, before, 100_000_000);
             if monotonic_ns() > limit {
-                return Err(format!("the front does not come back from command {cmd} of the still point"));
+                return Err(format!(
+                    "plugin {plugin} does not come back from command {cmd} of the still point"
+                ));
             }
         }
         Ok(h.still_result.load(Acquire))
@@ -47,11 +51,11 @@ pub(crate) fn command(cmd: u32, input: &[u8], deadline: u64) -> Result<(i64, Vec
 }
 
 /// The same on the calling thread, which is the lower half's main thread after a restart, before any upper thread runs.
-pub(crate) fn alone(cmd: u32, input: &[u8]) -> Result<(i64, Vec<u8>), String> {
+pub(crate) fn alone(plugin: usize, cmd: u32, input: &[u8], round: u32) -> Result<(i64, Vec<u8>), String> {
     let main = &upper().threads[0];
-    with_room(cmd, input, soon(600_000), |arg| {
-        let f = upper().front_still.load(Acquire);
-        // SAFETY: the front put its function there; this thread borrows the main thread's upper thread pointer, whose
+    with_room(cmd, input, round, soon(600_000), |arg| {
+        let f = upper().plugins.get(plugin).ok_or("there is no such plugin")?.still.load(Acquire);
+        // SAFETY: the plugin put its function there; this thread borrows the main thread's upper thread pointer, whose
         // owner it is about to become, and puts its own back.
         unsafe {
             let f: extern "C" fn(u32, *mut StillArg) -> i64 = std::mem::transmute(f);
@@ -69,6 +73,7 @@ pub(crate) fn alone(cmd: u32, input: &[u8]) -> Result<(i64, Vec<u8>), String> {
 fn with_room(
     cmd: u32,
     input: &[u8],
+    round: u32,
     deadline: u64,
     mut f: impl FnMut(&mut StillArg) -> Result<i64, String>,
 ) -> Result<(i64, Vec<u8>), String> {
@@ -81,6 +86,7 @@ fn with_room(
             out_cap: out.len(),
             out_len: 0,
             deadline,
+            round,
         };
         let r = f(&mut arg)?;
         if arg.out_len <= out.len() {

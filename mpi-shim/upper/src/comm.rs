@@ -11,7 +11,6 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering::Relaxed;
 
 use stillpoint_abi::half::refuse;
-use stillpoint_sys::upper;
 
 use crate::clock::Within;
 use crate::cross::Inside;
@@ -100,7 +99,7 @@ fn enroll(c: *mut Comm) {
     let c = unsafe { &mut *c };
     wind(c);
     if !c.known {
-        upper().refusals[refuse::STRANGERS].fetch_add(1, Relaxed);
+        crate::front::refused(refuse::STRANGERS).fetch_add(1, Relaxed);
     }
     lock().comms.push(c);
 }

@@ -91,6 +91,7 @@ pub(crate) fn flush(p: &mut P2p) {
         out_cap: 0,
         out_len: 0,
         deadline: 0,
+        round: 0,
     };
     // SAFETY: the lower half stores a function of this type there.
     let f: extern "C" fn(u32, u64) -> i64 =

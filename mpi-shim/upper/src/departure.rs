@@ -14,7 +14,6 @@ use core::sync::atomic::Ordering::Relaxed;
 use alloc::boxed::Box;
 
 use stillpoint_abi::half::refuse;
-use stillpoint_sys::upper;
 
 use crate::clock::Within;
 use crate::comm::check_comm;
@@ -43,7 +42,7 @@ pub(crate) unsafe fn end(c: *mut Comm) {
         put((*c).errhandler);
         lock().comms.retain(|&o| o != c);
         if !(*c).known {
-            upper().refusals[refuse::STRANGERS].fetch_sub(1, Relaxed);
+            crate::front::refused(refuse::STRANGERS).fetch_sub(1, Relaxed);
         }
         unmake(c);
     }
@@ -60,7 +59,7 @@ unsafe fn depart(c: *mut Comm) {
     unsafe {
         if (*c).inter && (*c).persistent != 0 {
             // The members cannot agree by one collective: each side hears of the other only.
-            upper().refusals[refuse::FREED].fetch_add(1, Relaxed);
+            crate::front::refused(refuse::FREED).fetch_add(1, Relaxed);
         }
         if (*c).known && (*c).head.real() != 0 && (*c).local.len() + (*c).remote.len() > 1 {
             let _clock = Within::enter(c);

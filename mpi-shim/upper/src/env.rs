@@ -126,6 +126,7 @@ unsafe fn init(required: c_int, function: &str) -> (c_int, c_int) {
     set_state(2);
     upper().mpi_level.store(u32::try_from(provided).unwrap_or(0), Relaxed);
     upper().mpi_state.store(1, Relaxed);
+    crate::front::live(true);
     (0, provided)
 }
 
@@ -171,6 +172,7 @@ export! {
             lock().life = Life::Finalized;
             set_state(5);
             upper().mpi_state.store(2, Relaxed);
+            crate::front::live(false);
             code
         };
         goodbye(goodbye::FINALIZED, code);

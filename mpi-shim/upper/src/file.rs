@@ -8,7 +8,6 @@ use core::ffi::{c_char, c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
 
 use stillpoint_abi::half::refuse;
-use stillpoint_sys::upper;
 
 use crate::clock::Within;
 use crate::comm::check_comm;
@@ -74,7 +73,7 @@ export! {
                 if !(*f).errhandler.is_null() {
                     retain((*f).errhandler);
                 }
-                upper().refusals[refuse::FILES].fetch_add(1, Relaxed);
+                crate::front::refused(refuse::FILES).fetch_add(1, Relaxed);
                 *file = f;
             }
             code
@@ -89,7 +88,7 @@ export! {
         if code != 0 {
             return raise(f.cast(), code, "MPI_File_close");
         }
-        upper().refusals[refuse::FILES].fetch_sub(1, Relaxed);
+        crate::front::refused(refuse::FILES).fetch_sub(1, Relaxed);
         view(f, [core::ptr::null_mut(); 2]);
         crate::errhandler::put((*f).errhandler);
         unmake(f);

@@ -6,17 +6,41 @@
 #![allow(unsafe_code, reason = "a constructor and a function that the lower half calls by address")]
 
 use core::ffi::c_void;
-use core::sync::atomic::Ordering::Release;
+use core::sync::atomic::Ordering::{Acquire, Release};
+use core::sync::atomic::{AtomicPtr, AtomicU32};
 
-use stillpoint_abi::half::{StillArg, still};
+use stillpoint_abi::half::{StillArg, refuse, still};
+use stillpoint_abi::plugin::{MPI, Plugin};
 use stillpoint_sys::upper;
 
 use crate::state::{Life, lock};
 
+/// The front's entry in the table of plugins, which is where it was after a restart.
+static ENTRY: AtomicPtr<Plugin> = AtomicPtr::new(core::ptr::null_mut());
+
 /// Tells the lower half where the commands of the still point are worked on.
 pub(crate) fn register() {
     let f: unsafe extern "C" fn(u32, *mut StillArg) -> i64 = command;
-    upper().front_still.store((f as *const c_void).expose_provenance(), Release);
+    let texts = refuse::TEXTS.map(|t| t.as_ptr().expose_provenance());
+    if let Some(entry) = upper().plugins.register(MPI, (f as *const c_void).expose_provenance(), &texts) {
+        ENTRY.store(core::ptr::from_ref(entry).cast_mut(), Release);
+    }
+}
+
+fn entry() -> Option<&'static Plugin> {
+    // SAFETY: null, or an entry of the table, which lives as long as the page.
+    unsafe { ENTRY.load(Acquire).as_ref() }
+}
+
+/// There is something below from now on, or nothing any more: commands of the still point come, or do not.
+pub(crate) fn live(is: bool) {
+    entry().into_iter().for_each(|e| e.live.store(u32::from(is), Release));
+}
+
+/// How many there are of something that cannot be saved ([`refuse`]).
+pub(crate) fn refused(what: usize) -> &'static AtomicU32 {
+    static NOBODY: AtomicU32 = AtomicU32::new(0);
+    entry().map_or(&NOBODY, |e| &e.refusals[what].count)
 }
 
 /// One command of [`still`], on the still stack, while every thread of the rank stands still.

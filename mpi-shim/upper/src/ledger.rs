@@ -423,7 +423,7 @@ impl P2p {
                 let c = (*r).comm;
                 (*c).persistent -= 1;
                 if (*c).persistent == 0 && (*c).inter && (*c).head.has(FLAG_FREED) {
-                    upper().refusals[refuse::FREED].fetch_sub(1, Ordering::Relaxed);
+                    crate::front::refused(refuse::FREED).fetch_sub(1, Ordering::Relaxed);
                 }
                 self.let_go((*r).comm.cast());
                 self.let_go((*r).datatype.cast());

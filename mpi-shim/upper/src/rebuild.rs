@@ -281,7 +281,7 @@ pub(crate) unsafe fn rebuild(arg: *mut StillArg) -> i64 {
             a.out_len = n;
         }
     }
-    1
+    -1
 }
 
 #[cfg(test)]

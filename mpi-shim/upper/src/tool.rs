@@ -12,7 +12,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::Ordering::Relaxed;
 
 use stillpoint_abi::half::refuse;
-use stillpoint_sys::{half, upper};
+use stillpoint_sys::half;
 
 use crate::cross::Inside;
 use crate::handles::{Datatype, Head, real};
@@ -45,7 +45,7 @@ pub(crate) fn ready() {
 }
 
 fn counter() -> &'static core::sync::atomic::AtomicU32 {
-    &upper().refusals[refuse::TOOLS]
+    crate::front::refused(refuse::TOOLS)
 }
 
 /// The library has lent something.

@@ -8,7 +8,6 @@ use core::ffi::{c_int, c_void};
 use core::sync::atomic::Ordering::Relaxed;
 
 use stillpoint_abi::half::refuse;
-use stillpoint_sys::upper;
 
 use crate::clock::Within;
 use crate::comm::check_comm;
@@ -61,7 +60,7 @@ unsafe fn adopt(at: usize, comm: *mut Comm) -> *mut Win {
             };
         }
     }
-    upper().refusals[refuse::WINDOWS].fetch_add(1, Relaxed);
+    crate::front::refused(refuse::WINDOWS).fetch_add(1, Relaxed);
     w
 }
 
@@ -126,7 +125,7 @@ export! {
         if code != 0 {
             return raise(w.cast(), code, "MPI_Win_free");
         }
-        upper().refusals[refuse::WINDOWS].fetch_sub(1, Relaxed);
+        crate::front::refused(refuse::WINDOWS).fetch_sub(1, Relaxed);
         crate::errhandler::put((*w).errhandler);
         unmake(w);
         *win = predefined!(ompi_mpi_win_null as Win);

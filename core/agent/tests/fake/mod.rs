@@ -71,7 +71,10 @@ fn play(me: Rank, action: ClientAction, seen: &mut Vec<String>) -> Vec<Local> {
             vec![Local::Clocks { clocks: vec![], doing: Doing::Running }]
         }
         ClientAction::StopThreads => {
-            vec![Local::Stopped, Local::Contribute(Said { to: vec![((n + 1) % size, vec![n as u8])], ..Said::default() })]
+            vec![
+                Local::Stopped,
+                Local::Contribute(Said { to: vec![((n + 1) % size, vec![n as u8])], ..Said::default() }),
+            ]
         }
         ClientAction::Drain { heard, .. } => {
             assert_eq!(heard.from, vec![(from, vec![from as u8])]);

@@ -141,10 +141,13 @@ impl Job {
 }
 
 #[test]
+#[allow(clippy::print_stderr, reason = "the seed must be seen when a run fails")]
 fn all_go_on_after_the_same_rounds_whoever_dies_between_them() {
     let mut deaths = 0;
-    for seed in 0..2000 {
-        println!("seed {seed}");
+    let seeds = std::env::var("STILLPOINT_SEED").ok().and_then(|s| s.parse().ok());
+    let (first, last) = seeds.map_or((1, 2000), |seed| (seed, seed));
+    for seed in first..=last {
+        eprintln!("seed {seed}");
         let mut job = Job::new(seed);
         let rounds = job.ranks.iter().map(|r| r.speaks).max().unwrap();
         let mut left = job.rng.below(4);
@@ -166,7 +169,7 @@ fn all_go_on_after_the_same_rounds_whoever_dies_between_them() {
             }
         }
         for (n, r) in (0..RANKS).zip(&job.ranks) {
-            assert!(r.gone_on, "rank {n} waits: {:?}", job.ranks.iter().map(|r| (r.gone_on, r.heard.len(), r.speaks)).collect::<Vec<_>>());
+            assert!(r.gone_on, "rank {n} waits");
             let all: Vec<u32> = r.heard.iter().map(|(round, _)| *round).collect();
             assert_eq!(all, Vec::from_iter(0..rounds), "rank {n}");
             let (before, next) = ((n + RANKS - 1) % RANKS, (n + 1) % RANKS);
@@ -179,5 +182,5 @@ fn all_go_on_after_the_same_rounds_whoever_dies_between_them() {
             }
         }
     }
-    assert!(deaths > 1000, "{deaths}");
+    assert!(first == last || deaths > 1000, "{deaths}");
 }
