@@ -31,7 +31,7 @@ const AREAS: &[Area] = &[
             "stillpoint-capi",
             "xtask",
         ],
-        integration: &["core", "capi", "refusals"],
+        integration: &["core", "byhand", "capi", "refusals"],
     },
     Area {
         name: "mpi",

@@ -99,6 +99,8 @@ pub(crate) enum Error {
     NoTask(&'static str),
     #[error("this mpirun cannot be started: {0}")]
     Claim(String),
+    #[error("{0}")]
+    ByHand(String),
     #[error("{0}={1:?} is not a number")]
     RankVar(&'static str, String),
 }

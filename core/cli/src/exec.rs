@@ -17,7 +17,7 @@ use crate::slurm::task::local_dir;
 pub(crate) const LOCAL_BASE: &str = "STILLPOINT_LOCAL_BASE";
 
 /// Where launchers tell a process its rank, in the order in which they are believed.
-const RANK_VARS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"];
+const RANK_VARS: [&str; 4] = ["STILLPOINT_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID"];
 
 /// The first file of this name in PATH that may be executed; a name with a slash is a path already.
 pub(crate) fn which(name: &OsStr) -> Option<PathBuf> {
@@ -106,7 +106,8 @@ pub(crate) fn exec_in(command: &[OsString], environment: &[(&'static str, Option
     if let Err(e) = keeps_images(var("STILLPOINT_BURST"), var("STILLPOINT_RUN")) {
         return e;
     }
-    become_rank(prepare(command, restart).map(|mut c| {
+    let own = rank(|n| var(n).and_then(|v| v.into_string().ok()));
+    become_rank(prepare(command, restart, own).map(|mut c| {
         for (name, value) in environment {
             match value {
                 // Taken out already: what the application runs later is a start.
@@ -144,15 +145,18 @@ fn become_rank(prepared: Result<Command, Error>) -> Error {
     }
 }
 
-fn prepare(command: &[OsString], restart: Option<OsString>) -> Result<Command, Error> {
+fn prepare(
+    command: &[OsString],
+    restart: Option<OsString>,
+    rank: Result<u32, Error>,
+) -> Result<Command, Error> {
     let mut c = Command::new(piece("stillpoint-rank")?);
     // What the user wants preloaded is for the application, not for the program that brings it in.
     if let Some(v) = std::env::var_os("LD_PRELOAD") {
         c.env_remove("LD_PRELOAD").env("STILLPOINT_USER_PRELOAD", v);
     }
     if let Some(dir) = restart.filter(|v| !v.is_empty()) {
-        let rank = rank(|n| std::env::var(n).ok())?;
-        c.arg("--restart").arg(catalog::image_of(Path::new(&dir), rank)?);
+        c.arg("--restart").arg(catalog::image_of(Path::new(&dir), rank?)?);
         // What the application runs with execve later is a start, not a restart.
         c.env_remove("STILLPOINT_RESTART");
         return Ok(c);

@@ -14,6 +14,7 @@
 //!           slurm.json       in which step it is, told by task 0
 //!           result.json      how the step has ended: a requeued job does not run it again
 //!           disabled         `scontrol checkpoint disable`; cancelled: `scancel JOB.STEP` was here
+//!  <home>/NAME/              a job of ranks that are started by hand (`byhand`), with ranks/ and turn besides
 //!  <home>/slurm/             which run belongs to which job
 //! ```
 //!
@@ -58,6 +59,9 @@ pub(crate) struct Description {
     /// Started by srun under Slurm's care; `argv` is srun's whole command line.
     #[serde(default)]
     pub(crate) slurm: bool,
+    /// Its ranks are started by hand, each by an `exec --job`.
+    #[serde(default)]
+    pub(crate) by_hand: bool,
     /// How many checkpoints are kept.
     #[serde(default)]
     pub(crate) keep: Option<u32>,
@@ -170,7 +174,8 @@ impl Home {
     /// The job of this name; a path of a job's directory will do too.
     pub(crate) fn job(&self, name: &str) -> Result<Job, Error> {
         let number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
-        let dir = if number { self.0.join(name) } else { PathBuf::from(name) };
+        let named = !name.is_empty() && !name.contains('/') && self.0.join(name).join("run.json").is_file();
+        let dir = if number || named { self.0.join(name) } else { PathBuf::from(name) };
         let dir = std::path::absolute(&dir).unwrap_or(dir);
         if dir.join("run.json").is_file() {
             Ok(Job { name: name.to_owned(), dir })

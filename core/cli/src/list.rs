@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use crate::catalog;
 use crate::error::Error;
 use crate::home::Home;
 use crate::talk;
+use crate::{byhand, catalog};
 
 /// Bytes in a unit that leaves at least two digits.
 fn size(n: u64) -> String {
@@ -40,7 +40,8 @@ pub(crate) fn ls(home: &Home, only: Option<&str>, as_json: bool) -> Result<u8, E
     for job in jobs {
         // A directory whose description cannot be read is shown, so that nobody looks for it in vain.
         let what = job.description();
-        let state = if job.is_running() { "running" } else { "ended" };
+        let runs = job.is_running() || (what.as_ref().is_ok_and(|w| w.by_hand) && byhand::runs(&job));
+        let state = if runs { "running" } else { "ended" };
         let checkpoints = catalog::list(&job);
         if as_json {
             let list: Vec<_> = checkpoints

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is what a command line is for")]
 
+mod byhand;
 mod catalog;
 mod checkpoint;
 mod doctor;
@@ -55,8 +56,10 @@ enum Verb {
         /// Directory of this node where images are written before they are copied to the job's.
         #[arg(long, value_name = "DIR")]
         burst: Option<PathBuf>,
+        #[command(flatten)]
+        job: byhand::JobArgs,
         /// The program and its arguments.
-        #[arg(last = true, required = true)]
+        #[arg(last = true, required_unless_present = "restart")]
         command: Vec<OsString>,
     },
     /// Take a checkpoint of a running job; returns when it is durable.
@@ -170,7 +173,9 @@ struct RunArgs {
 fn go(cli: Cli) -> Result<u8, Error> {
     let json = cli.json;
     match &cli.verb {
-        Verb::Exec { burst, command } => return Err(exec::exec(burst.as_deref(), command)),
+        Verb::Exec { burst, job, command } if !job.by_hand() => {
+            return Err(exec::exec(burst.as_deref(), command));
+        }
         Verb::SlurmChild { parent, command } => return Err(slurm::srun::child(*parent, command)),
         Verb::SlurmHold { run } => {
             drain::hold(run);
@@ -182,7 +187,10 @@ fn go(cli: Cli) -> Result<u8, Error> {
     match cli.verb {
         Verb::Run(args) => run::run(&home, args, json),
         Verb::SlurmHold { .. } => Ok(0),
-        Verb::Exec { command, .. } | Verb::SlurmChild { command, .. } => Err(exec::exec(None, &command)),
+        Verb::Exec { burst, job, command } => {
+            Err(byhand::exec(&home, &job, burst.as_deref(), &command, json))
+        }
+        Verb::SlurmChild { command, .. } => Err(exec::exec(None, &command)),
         Verb::Scontrol { args } => Ok(slurm::scontrol::scontrol("scontrol".as_ref(), &args)),
         Verb::SlurmMpirun(args) => slurm::keeper::keep(&home, &args, json),
         Verb::SlurmStep(args) => slurm::step::slurm_step(&home, args, json),

@@ -23,6 +23,12 @@ pub(crate) fn restart(home: &Home, job: &str, change: Change, json: bool) -> Res
     let (name, id) = split(job);
     let job = home.job(name)?;
     let mut what = job.description()?;
+    if what.by_hand {
+        let n = what.ranks.unwrap_or(1);
+        return Err(Error::ByHand(format!(
+            "the ranks of job {name} are started by hand: 'stillpoint exec --job {name} --np {n} --restart', once for each"
+        )));
+    }
     if change.interval.is_some() {
         (what.interval, what.auto) = every(change.interval.as_deref(), what.auto)?;
     }

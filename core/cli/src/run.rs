@@ -88,6 +88,7 @@ pub(crate) fn run(home: &Home, args: RunArgs, json: bool) -> Result<u8, Error> {
             .or_else(|| std::env::var_os("STILLPOINT_BURST").map(Into::into))
             .map(|b| if b.as_os_str() == "none" { b } else { std::path::absolute(&b).unwrap_or(b) }),
         slurm: false,
+        by_hand: false,
         keep: None,
     };
     let job = home.create(&what)?;

@@ -147,10 +147,14 @@ pub(crate) fn fill_half() {
     h.exec.store((exec as *const ()).expose_provenance(), Relaxed);
     let number = |names: &[&str]| names.iter().find_map(|n| std::env::var(n).ok()?.parse().ok());
     h.rank.store(
-        number(&["OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"]).unwrap_or(0),
+        number(&["STILLPOINT_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"])
+            .unwrap_or(0),
         Relaxed,
     );
-    h.size.store(number(&["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]).unwrap_or(1), Relaxed);
+    h.size.store(
+        number(&["STILLPOINT_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"]).unwrap_or(1),
+        Relaxed,
+    );
     for (slot, f) in h.vdso.iter().zip(vdso_functions()) {
         slot.store(f, Release);
     }
