@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use crate::run::rhythm;
 use crate::signals::{ENDING, Heard};
 use crate::slurm::mpirun;
 use crate::talk;
-use crate::verdict::{Verdict, code, judge};
+use crate::verdict::{Verdict, code, died_first, judge};
 
 /// Open MPI counts cores, not hardware threads, when it decides whether there are too many ranks.
 fn cores() -> usize {
@@ -168,12 +168,19 @@ impl Start<'_> {
     /// Starts the ranks, waits, and judges.
     pub(crate) fn run(&self, heard: &mut Heard) -> Result<Verdict, Error> {
         let command = self.command()?;
+        let program = PathBuf::from(command.get_program());
         let patience = Duration::from_secs(10);
         let watch = Watch { job: self.job, incarnation: self.incarnation, patience, json: self.json };
         let is_lost = &mut || talk::outcome(self.job).is_ok_and(|o| o.restart);
         let seen = watch.run(command, heard, is_lost, &mut || {})?;
         let ended = heard.last_of(&ENDING).and_then(|s| u8::try_from(s).ok());
-        Ok(judge(seen.outcome.as_ref(), seen.status, ended))
+        let outcome = seen.outcome.as_ref();
+        let verdict = judge(outcome, seen.status, ended);
+        // Open MPI's status is that of the first to end badly.
+        Ok(match outcome.filter(|o| died_first(o, seen.status) && is_open_mpi(&program)) {
+            Some(o) if matches!(verdict, Verdict::Ended(_)) => Verdict::Lost(o.lost.clone(), seen.status),
+            _ => verdict,
+        })
     }
 }
 

@@ -35,6 +35,12 @@ pub(crate) fn is_result(o: &JobOutcome, status: u8) -> bool {
     status != 0 && given.any(|c| c == i32::from(status))
 }
 
+/// A rank was ended by a signal, says a launcher whose status is that of the first to end badly; and others, who saw that, have
+/// given up with results of their own, which the agent may have heard of before.
+pub(crate) fn died_first(o: &JobOutcome, status: u8) -> bool {
+    status > 128 && !o.lost.is_empty() && !is_result(o, status)
+}
+
 /// The verdict, from what the agent knows, the launcher's exit status and the signal that we were sent, if any.
 pub(crate) fn judge(outcome: Option<&JobOutcome>, status: u8, signal: Option<u8>) -> Verdict {
     if let Some(ckpt) = outcome.and_then(|o| o.stopped_at) {
@@ -105,6 +111,15 @@ mod tests {
         );
         let stopped = JobOutcome { stopped_at: Some(8), ..o };
         assert_eq!(judge(Some(&stopped), 143, None), Verdict::Stopped(8));
+    }
+
+    #[test]
+    fn a_rank_that_gives_up_because_another_was_killed_has_no_result() {
+        let o = JobOutcome { lost: vec![2, 1], exited: vec![(0, 1)], ended: true, ..JobOutcome::default() };
+        assert!(died_first(&o, 137));
+        assert!(!died_first(&o, 1), "its own status: the others were ended because of it");
+        assert!(!died_first(&JobOutcome { exited: vec![(0, 137)], ..o.clone() }, 137));
+        assert!(!died_first(&JobOutcome { lost: vec![], ..o }, 137));
     }
 
     #[test]
