@@ -89,6 +89,8 @@ pub fn warned(name: &str) {
     let mut random = Random::seeded();
     let Some(case) = Case::new(name, "warned", 10) else { return };
     let ended = case.run(None, &[("STILLPOINT_SIGNAL", "USR1")], &mut |job, store| {
+        // In its first moments, before it has asked the kernel for anything, a process dies of any signal.
+        until(LIMIT, || !log(store).is_empty() || !job.is_running());
         for kill_after in [true, false] {
             let before = newest(store);
             let asked = until(LIMIT, || {

@@ -42,6 +42,7 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "children.c", start: Start::Alone, rounds: 3000 },
     Program { file: "descriptors.c", start: Start::Alone, rounds: 3000 },
     Program { file: "pending.c", start: Start::Alone, rounds: 2500 },
+    Program { file: "ids.c", start: Start::Alone, rounds: 3000 },
     // A job with little memory to spare, in tests/slurm.rs.
     Program { file: "resident.c", start: Start::Alone, rounds: 3000 },
     Program { file: "ring.c", start: Start::Ranks(4), rounds: 1500 },

@@ -3,11 +3,11 @@
 
 stillpoint_tests::cases! {
     now {
-        native: count files signals threads fpu mmap sparse exec children descriptors pending;
-        through: count files signals threads fpu mmap sparse exec children descriptors pending;
+        native: count files signals threads fpu mmap sparse exec children descriptors pending ids;
+        through: count files signals threads fpu mmap sparse exec children descriptors pending ids;
         chained: count;
-        checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending;
-        killed: count files signals threads fpu mmap sparse exec children descriptors pending;
+        checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending ids;
+        killed: count files signals threads fpu mmap sparse exec children descriptors pending ids;
         slower: threads fpu;
         burst: files;
         warned: count exec;
@@ -15,7 +15,7 @@ stillpoint_tests::cases! {
         stuck: count;
         orphaned: threads;
         hammered: files signals threads mmap;
-        generations: files threads pending;
+        generations: files threads pending ids;
     }
     not_yet {}
 }

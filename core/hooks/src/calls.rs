@@ -6,7 +6,7 @@
 
 use crate::action::{sigaction, without_stop};
 use crate::entry::Regs;
-use crate::ids::{fork, is_other_process, leaving, me, own_pid, own_tid, with_real_ids};
+use crate::ids::{fork, is_other_process, leaving, me, own_pid, own_tid, with_ids, with_real_ids};
 use crate::space::{Locked, in_maps, patch_text};
 use crate::{fds, paths, wait};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
@@ -112,10 +112,10 @@ pub(crate) extern "C" fn dispatch(r: &mut Regs, n: u32) -> isize {
             if let Some(x) = wait::call(n, r, plain) {
                 return x;
             }
-            match with_real_ids(n, r) {
-                Some(r) => pass(n, &r),
-                None => pass(n, r),
+            if with_real_ids(n, r).is_none() {
+                return pass(n, r);
             }
+            with_ids(|| with_real_ids(n, r).map_or_else(|| pass(n, r), |r| pass(n, &r)))
         }
     }
 }

@@ -17,6 +17,9 @@ use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
 /// [`ThreadRec::spare`] 0: 1 once the thread has called exit.
 const LEAVING: usize = 0;
 
+/// [`ThreadRec::spare`] 1: 1 while the thread has translated an id and has not made the call with it yet.
+pub(crate) const TRANSLATED: usize = 1;
+
 /// Ids given where the kernel's is taken: above every id of a kernel (PID_MAX_LIMIT is 2^22), below the bits that futexes
 /// use (FUTEX_TID_MASK).
 const INVENTED: i32 = 1 << 24;
@@ -97,6 +100,16 @@ pub(crate) fn with_real_ids(n: usize, r: &Regs) -> Option<Regs> {
         nr::IOPRIO_GET | nr::IOPRIO_SET if r.rdi == 1 => Regs { rsi: real(r.rsi), ..*r },
         _ => return None,
     })
+}
+
+/// Runs `f`, which translates ids and makes the system call with them. The thread is not stopped in between: a restart would
+/// give these ids to others. A handler of the application's that runs on top of it is stopped as ever.
+pub(crate) fn with_ids(f: impl FnOnce() -> isize) -> isize {
+    let Some(rec) = me().filter(|_| !is_other_process()) else { return f() };
+    rec.spare[TRANSLATED].store(1, SeqCst);
+    let x = f();
+    rec.spare[TRANSLATED].store(0, SeqCst);
+    x
 }
 
 const CLONE_VM: usize = 0x100;

@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "reads paths of the application")]
 
 use crate::entry::Regs;
-use crate::ids::{is_other_process, own_pid, real};
+use crate::ids::{is_other_process, own_pid, real, with_ids};
 use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use stillpoint_sys::raw::{getpid, nr};
 use stillpoint_sys::upper;
@@ -155,11 +155,11 @@ pub(crate) fn translated(path: usize, follow: bool, f: impl FnOnce(usize) -> isi
     let mut given = [0u8; ROOM];
     let Some(len) = below_proc(path, &mut given) else { return f(path) };
     let mut to = Room { bytes: [0; ROOM], len: 0 };
-    match meaning(given.get(..len).unwrap_or(&[]), &mut to) {
+    with_ids(|| match meaning(given.get(..len).unwrap_or(&[]), &mut to) {
         Meaning::Exe if follow => f(upper().exe_path.as_ptr().expose_provenance()),
         Meaning::Other => f(to.bytes.as_ptr().expose_provenance()),
         _ => f(path),
-    }
+    })
 }
 
 /// readlink(2) and readlinkat(2), whose path, buffer and room are these.
@@ -173,7 +173,7 @@ pub(crate) fn link(path: usize, buf: usize, room: usize, f: impl FnOnce(usize) -
         unsafe { crate::mem::memcpy(with_exposed_provenance_mut(buf), text.as_ptr(), n) };
         n as isize
     };
-    match meaning(given.get(..len).unwrap_or(&[]), &mut to) {
+    with_ids(|| match meaning(given.get(..len).unwrap_or(&[]), &mut to) {
         Meaning::Exe => copy(upper().exe()),
         Meaning::Own => {
             to.len = 0;
@@ -182,7 +182,7 @@ pub(crate) fn link(path: usize, buf: usize, room: usize, f: impl FnOnce(usize) -
         }
         Meaning::Other => f(to.bytes.as_ptr().expose_provenance()),
         Meaning::Same => f(path),
-    }
+    })
 }
 
 /// Calls that look at a file by its path.

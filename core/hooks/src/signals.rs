@@ -1,7 +1,7 @@
 //! The stop handler, and the wrapper around every handler of the application. *Upper half, in a handler*.
 //!
 //! ```text
-//!  stop signal ─▶ fs upstairs? ip upstairs? depth 0? ──no──▶ return; signalled again, or parks on the way up
+//!  stop signal ─▶ fs upstairs? ip upstairs? depth 0? no id translated? ──no──▶ return; signalled again, or parks on the way up
 //!                         │ yes
 //!                 note ucontext and alternate stack, parked = 1, wait on `command`
 //!                         │ GO
@@ -11,6 +11,7 @@
 //! stop handler declines.
 #![allow(unsafe_code, reason = "signal frames of the kernel")]
 
+use crate::ids::TRANSLATED;
 use crate::space::is_upper;
 use core::arch::global_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
@@ -69,7 +70,8 @@ extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
     let Some(rec) = thread_by_fs(fs) else { return };
     // SAFETY: the kernel passed a ucontext_t here.
     let ip = unsafe { core::ptr::with_exposed_provenance::<usize>(uc + UC_RIP).read() };
-    if rec.depth.load(Relaxed) != 0 || rec.above_lower.load(Relaxed) != 0 || !is_upper(ip) {
+    let translated = rec.spare[TRANSLATED].load(Relaxed) != 0;
+    if translated || rec.depth.load(Relaxed) != 0 || rec.above_lower.load(Relaxed) != 0 || !is_upper(ip) {
         return;
     }
     let mut alt = [0u64; 3];
@@ -176,10 +178,12 @@ extern "C" fn wrapper(sig: i32, info: usize, uc: usize) {
     let f: extern "C" fn(i32, usize, usize) = unsafe { core::mem::transmute(f) };
     let fs = arch::fs();
     if upstairs(fs) {
-        if let Some(rec) = thread_by_fs(fs) {
-            rec.app_signals.fetch_add(1, Relaxed);
-        }
+        let rec = thread_by_fs(fs);
+        // It may stand still in the handler, or leave it by longjmp.
+        let translated = rec.map_or(0, |rec| rec.spare[TRANSLATED].swap(0, SeqCst));
+        rec.into_iter().for_each(|rec| _ = rec.app_signals.fetch_add(1, Relaxed));
         f(sig, info, uc);
+        rec.into_iter().for_each(|rec| rec.spare[TRANSLATED].store(translated, SeqCst));
         return;
     }
     let slot = usize::try_from(fs.wrapping_add(half().slot_offset)).unwrap_or(0);

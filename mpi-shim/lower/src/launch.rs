@@ -303,6 +303,8 @@ fn spooled_input() {
 
 /// Brings the application in and runs it. Returns only if that is impossible.
 pub(crate) fn from_command_line() -> Result<Infallible, Error> {
+    // First of all: a scheduler's warning may come at any moment, and until there is a handler for it, it would end us.
+    let mask = block_all_signals();
     let (mut program, mut argv) = match parse(std::env::args_os()).ok_or(Error::Usage)? {
         Plan::Start { program, argv } => (program, argv),
         Plan::Restart { image } => return crate::restart::from_image(&image),
@@ -327,7 +329,6 @@ pub(crate) fn from_command_line() -> Result<Infallible, Error> {
         }
         e => e,
     })?;
-    let mask = block_all_signals();
     place::map_half()?;
     place::map_upper()?;
     fill_half();
