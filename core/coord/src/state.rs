@@ -587,6 +587,10 @@ impl Coordinator {
         if !drains && (ckpt != 0 || !self.ranks[rank as usize].rebuilding) {
             return;
         }
+        if self.rounds.is_past(round) {
+            // It says its last two answers on a new line, and has heard what came of this one.
+            return;
+        }
         match self.rounds.again(round, rank) {
             Some(heard) => self.send(rank, ToRank::Exchanged { round, heard }),
             None => self.rounds.answer(round, rank, said),
@@ -597,11 +601,16 @@ impl Coordinator {
         self.live().filter(|(_, r)| r.rebuilding).map(|(n, _)| n).collect()
     }
 
+    /// One that came from an image is gone before it was rebuilt: the others must not go on without it.
+    fn lost_rebuilding(&self) -> bool {
+        self.ranks.iter().any(|r| r.rebuilding && r.presence != Presence::Here)
+    }
+
     /// All are here, and those that came from images are done with being rebuilt.
     fn is_rebuilt(&self) -> bool {
         let of_images = self.rebuilding_ids();
         let all_here = self.ranks.iter().all(|r| r.presence != Presence::Absent);
-        all_here && (of_images.is_empty() || self.rounds.over(&of_images))
+        all_here && !self.lost_rebuilding() && (of_images.is_empty() || self.rounds.over(&of_images))
     }
 
     /// Moves on as far as what is known allows.

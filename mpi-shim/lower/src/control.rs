@@ -53,9 +53,14 @@ pub(crate) fn heard(round: u32, heard: Heard) {
     futex_wake_all(&NEWS);
 }
 
-/// Says this rank's word, and waits for the next round; none: all ranks are rebuilt, or there is no agent.
-pub(crate) fn next_round(word: Word) -> Option<(u32, Heard)> {
-    std::env::var_os("STILLPOINT_RUN")?;
+/// Says this rank's word, and waits for the next round; none: all ranks are rebuilt, or there is no agent and nothing to say.
+pub(crate) fn next_round(word: Word) -> Result<Option<(u32, Heard)>, String> {
+    if std::env::var_os("STILLPOINT_RUN").is_none() {
+        return match word {
+            Word::Says(_) => Err("a plugin has to speak to other ranks, and there is no node agent".into()),
+            Word::Done => Ok(None),
+        };
+    }
     crate::mail::tell(match word {
         Word::Says(said) => Local::Contribute(said),
         Word::Done => Local::Rebuilt,
@@ -64,7 +69,7 @@ pub(crate) fn next_round(word: Word) -> Option<(u32, Heard)> {
         let news = NEWS.load(Acquire);
         let round = ROUND.lock().unwrap_or_else(PoisonError::into_inner).take();
         if round.is_some() || is_rebuilt() {
-            return round;
+            return Ok(round);
         }
         futex_wait(&NEWS, news);
     }

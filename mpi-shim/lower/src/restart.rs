@@ -35,7 +35,7 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     let mut parts = Parts::rebuild();
     let mut word = parts.make().map_err(Error::Rebuild)?;
     crate::control::running();
-    while let Some((round, heard)) = crate::control::next_round(word) {
+    while let Some((round, heard)) = crate::control::next_round(word).map_err(Error::Rebuild)? {
         parts.hear(round, &heard);
         word = parts.make().map_err(Error::Rebuild)?;
     }

@@ -353,7 +353,8 @@ impl Coordinator {
     pub(super) fn complete_exchanges(&mut self) {
         let saving = !self.preparing && matches!(self.stage, Stage::Stop | Stage::Drain);
         let among = if saving { self.live_ids() } else { self.rebuilding_ids() };
-        if among.is_empty() || self.ranks.iter().any(|r| r.presence == Presence::Absent) {
+        let absent = self.ranks.iter().any(|r| r.presence == Presence::Absent);
+        if among.is_empty() || absent || (!saving && self.lost_rebuilding()) {
             return;
         }
         while let Some((round, hear)) = self.rounds.complete(&among, !saving) {

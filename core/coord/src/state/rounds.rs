@@ -77,6 +77,11 @@ impl Rounds {
         hear.get(&rank).cloned()
     }
 
+    /// A round before the last one that was handed on while a job is rebuilt.
+    pub(super) fn is_past(&self, round: u32) -> bool {
+        self.last.as_ref().is_some_and(|(last, _)| round < *last)
+    }
+
     /// All of `among` are done, in one and the same round.
     pub(super) fn over(&self, among: &[u32]) -> bool {
         let done = |answers: &BTreeMap<u32, Option<Said>>| {
