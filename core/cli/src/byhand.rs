@@ -84,7 +84,12 @@ pub(crate) fn exec(
     json: bool,
 ) -> Error {
     match begin(home, args, burst, command, json) {
-        Ok(environment) => exec::exec_in(command, &environment),
+        Ok((environment, claimed)) => {
+            let failed = exec::exec_in(command, &environment);
+            // Nobody is this rank.
+            let _ = std::fs::remove_file(claimed);
+            failed
+        }
         Err(e) => e,
     }
 }
@@ -97,7 +102,7 @@ fn begin(
     burst: Option<&Path>,
     command: &[OsString],
     json: bool,
-) -> Result<Environment, Error> {
+) -> Result<(Environment, PathBuf), Error> {
     let (name, size) = (args.job.as_deref().unwrap_or_default(), args.np.unwrap_or(0));
     if size == 0 {
         return Err(Error::NoRanks);
@@ -116,17 +121,18 @@ fn begin(
         let have = what.ranks.unwrap_or(1);
         return Err(Error::ByHand(format!("job {name} has {have} ranks, not {size}")));
     }
-    let place = {
-        let _turn = turn(&job)?;
-        claim(&job, args, size, command, json)?
-    };
-    let start = StartFile::read(&job.dir, place.incarnation)?;
     // On one node this is not needed, but where the others will be nobody knows yet.
     let base = std::env::var_os(LOCAL_BASE).filter(|v| !v.is_empty()).map_or("/tmp".into(), PathBuf::from);
     let local =
         if base.as_os_str() == "none" { None } else { Some(local_dir(&base, &job.dir)?.into_os_string()) };
+    let place = {
+        let _turn = turn(&job)?;
+        claim(&job, args, size, command, json)?
+    };
+    let claimed = folder(&job, place.incarnation).join(place.rank.to_string());
+    let start = StartFile::read(&job.dir, place.incarnation)?;
     let [interval, mtbf] = rhythm(start.interval, start.auto, size);
-    Ok(vec![
+    let environment = vec![
         ("STILLPOINT_RUN", Some(job.dir.clone().into())),
         ("STILLPOINT_INCARNATION", Some(place.incarnation.to_string().into())),
         ("STILLPOINT_RANK", Some(place.rank.to_string().into())),
@@ -141,7 +147,8 @@ fn begin(
         ("STILLPOINT_LOCAL", local),
         ("STILLPOINT_STDIN", None),
         (LOCAL_BASE, None),
-    ])
+    ];
+    Ok((environment, claimed))
 }
 
 fn found_or_made(
@@ -231,10 +238,11 @@ fn free(job: &Job, incarnation: u32, size: u32, wanted: Option<u32>) -> Result<O
     })
 }
 
-/// Ranks of the newest start that are there.
+/// Ranks of the newest start that are there, or away for a moment.
 fn here(job: &Job, incarnation: u32) -> Vec<u32> {
     let Ok(status) = talk::status(job) else { return Vec::new() };
-    let here = (0..).zip(&status.ranks).filter(|(_, (presence, _))| *presence == Presence::Here);
+    let there = |p: Presence, pid: u32| p == Presence::Here || (p == Presence::Absent && pid != 0);
+    let here = (0..).zip(&status.ranks).filter(|(_, (presence, pid))| there(*presence, *pid));
     if status.incarnation == incarnation { here.map(|(n, _)| n).collect() } else { Vec::new() }
 }
 
@@ -320,7 +328,7 @@ mod tests {
     }
 
     fn come(home: &Home, args: &JobArgs) -> Result<(String, String), Error> {
-        let e = begin(home, args, None, &["./a".into()], false)?;
+        let (e, _) = begin(home, args, None, &["./a".into()], false)?;
         let of = |name: &str| {
             let value = e.iter().find(|(n, _)| *n == name).and_then(|(_, v)| v.clone());
             value.map_or_else(String::new, |v| v.into_string().unwrap())

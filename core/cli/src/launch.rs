@@ -148,8 +148,9 @@ impl Start<'_> {
             }
         };
         c.arg("exec").arg("--").args(self.what.argv()).envs(env);
-        for stale in ["STILLPOINT_RESTART", "STILLPOINT_INTERVAL", "STILLPOINT_MTBF", "STILLPOINT_STDIN"] {
-            if !c.get_envs().any(|(k, v)| k == stale && v.is_some()) {
+        let stale = ["RESTART", "INTERVAL", "MTBF", "STDIN", "RANK", "SIZE"];
+        for stale in stale.map(|name| format!("STILLPOINT_{name}")) {
+            if !c.get_envs().any(|(k, v)| k == stale.as_str() && v.is_some()) {
                 c.env_remove(stale);
             }
         }

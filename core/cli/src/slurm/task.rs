@@ -97,6 +97,8 @@ pub(crate) fn environment(
         ("STILLPOINT_TASK_PROGRAM", None),
         (exec::LOCAL_BASE, None),
         ("STILLPOINT_STDIN", None),
+        ("STILLPOINT_RANK", None),
+        ("STILLPOINT_SIZE", None),
     ]
 }
 
