@@ -65,6 +65,7 @@ const PLAIN_DEVICES: [&str; 6] =
 
 fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
     let mut out: Vec<Fd> = Vec::new();
+    let own_proc = format!("/proc/{}/", getpid());
     let Ok(dir) = fs::read_dir("/proc/self/fd") else {
         reasons.push("/proc/self/fd cannot be read".into());
         return out;
@@ -93,6 +94,13 @@ fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
         } else if bytes.ends_with(b" (deleted)") {
             reasons.push(format!("descriptor {num} is a file that has been deleted: {}", path.display()));
             continue;
+        } else if let Some(rest) = bytes.strip_prefix(own_proc.as_bytes()) {
+            if rest.starts_with(b"task/") {
+                reasons.push(format!("descriptor {num} is of one thread, below /proc: {}", path.display()));
+                continue;
+            }
+            // The process has another number after a restart.
+            FdKind::Dev { path: [b"/proc/self/", rest].concat() }
         } else if kind.is_file() {
             FdKind::File { path: bytes, len: meta.len(), dev: meta.dev(), ino: meta.ino() }
         } else if kind.is_dir() {

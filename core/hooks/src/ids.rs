@@ -34,17 +34,28 @@ pub(crate) fn is_child() -> bool {
     half().child.load(Relaxed) != 0
 }
 
+/// The kernel's id of this process, and whether it is the rank itself. Both as of one start: the thread may be stopped after
+/// the one, and go on in a restarted process with the other.
+fn process() -> (i32, bool) {
+    loop {
+        let epoch = half().epoch.load(SeqCst);
+        let real = getpid();
+        let is_rank = !is_child() && real == half().pid.load(SeqCst);
+        if half().epoch.load(SeqCst) == epoch {
+            return (real, is_rank);
+        }
+    }
+}
+
 /// True in any process but the rank itself, also in a child that shares its memory.
 pub(crate) fn is_other_process() -> bool {
-    is_child() || getpid() != half().pid.load(Relaxed)
+    !process().1
 }
 
 /// getpid(2).
 pub(crate) fn own_pid() -> isize {
-    let real = getpid();
-    let known =
-        if is_child() || real != half().pid.load(Relaxed) { real } else { upper().vpid.load(Relaxed) };
-    known as isize
+    let (real, is_rank) = process();
+    (if is_rank { upper().vpid.load(Relaxed) } else { real }) as isize
 }
 
 /// gettid(2).
@@ -145,9 +156,12 @@ pub(crate) fn leaving() {
 }
 
 fn is_dead(t: &ThreadRec) -> bool {
-    let tid = t.tid.load(Relaxed);
-    // SAFETY: signal 0 only asks whether the thread lives.
-    t.spare[LEAVING].load(Acquire) != 0 && tid > 0 && unsafe { sys!(nr::TGKILL, getpid(), tid, 0) } < 0
+    let gone = || {
+        let tid = t.tid.load(Relaxed);
+        // SAFETY: signal 0 only asks whether the thread lives.
+        if tid > 0 { unsafe { sys!(nr::TGKILL, getpid(), tid, 0) } } else { 0 }
+    };
+    t.spare[LEAVING].load(Acquire) != 0 && with_ids(gone) < 0
 }
 
 /// Before a clone with a stack of its own: a record for the new thread, or null for a process.
