@@ -62,10 +62,12 @@ impl Around<'_> {
         let until = Instant::now() + END;
         while !self.order() && Instant::now() < until {
             if heard.pause(LOOK).is_some() {
-                return;
+                return let_the_script_end();
             }
         }
-        let _ = heard.pause(END);
+        if heard.pause(END).is_some() {
+            let_the_script_end();
+        }
     }
 
     /// The same of a mpirun that runs on, and whose end its keeper waits for: true once there is nothing left to do here.
@@ -98,6 +100,7 @@ impl Around<'_> {
         while self.look().is_some_and(|v| v.preempted && v.batch && v.requeue) {
             let ended = heard.pause(Duration::from_secs(2));
             if ended.is_some() {
+                let_the_script_end();
                 return ended;
             }
         }
@@ -132,6 +135,12 @@ impl Around<'_> {
             }
         }
     }
+}
+
+/// Slurm ends the script by the signal that has ended us, in the same moment: its shell must not see us gone before, and come to
+/// its next line.
+fn let_the_script_end() {
+    std::thread::sleep(Duration::from_secs(1));
 }
 
 /// Whether what was announced is there, and not saved. `steps`: those that run, if that is known.
