@@ -194,7 +194,8 @@ fn a_mpirun_and_a_step_are_saved_before_the_time_limit() {
     for run in ["1", "2"] {
         assert!(said.contains(&format!("run {run}: goes on from checkpoint")), "{said}");
     }
-    assert_eq!(said.matches("EXIT-SUCCESS").count(), 2, "{said}");
+    // One that a requeue ends in its last moment says again what it has said since its checkpoint.
+    assert!(said.matches("EXIT-SUCCESS").count() >= 2, "{said}");
     case.ends_right(&said);
 }
 
