@@ -57,7 +57,7 @@ pub const BRK_END: usize = 0x1100_0000_0000;
 pub const MAPS_START: usize = 0x1100_0000_0000;
 
 /// First bytes of both pages; the version changes with their layout.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"stillpt\x02");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"stillpt\x03");
 
 /// Threads of the upper half that a rank can have.
 pub const MAX_THREADS: usize = 1024;
@@ -137,6 +137,18 @@ pub struct Half {
     pub resolve: AtomicUsize,
     /// Addresses of the functions that [`Upper::below`] names; 0: not looked for yet.
     pub below: [AtomicUsize; MAX_BELOW],
+    /// A signal that ends the process where the application leaves it at its default, after the node agent was told; 0: none.
+    pub end_signal: AtomicI32,
+    /// `ending::*`: it has come. A futex.
+    pub ending: AtomicU32,
+}
+
+/// [`Half::ending`].
+pub mod ending {
+    /// The node agent is to be told.
+    pub const TELL: u32 = 1;
+    /// It has been, or cannot be.
+    pub const TOLD: u32 = 2;
 }
 
 /// What lies in the lower half's TLS for each thread, so that a signal handler can find the way up.
@@ -470,6 +482,8 @@ pub mod goodbye {
     pub const FINALIZED: u32 = 2;
     /// The process is about to become another program, by execve.
     pub const EXEC: u32 = 3;
+    /// This signal, which asks politely, ends the process: somebody else has decided so.
+    pub const ENDED: u32 = 4;
 }
 
 /// `request` verbs (capi).

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
 /// Version of the messages; the two ends must have the same.
-pub const WIRE_VERSION: u16 = 4;
+pub const WIRE_VERSION: u16 = 5;
 /// Longest payload accepted.
 pub const MAX_FRAME: usize = 256 << 20;
 const MAGIC: [u8; 2] = *b"SP";
@@ -105,6 +105,8 @@ pub enum Leaving {
     Finalized,
     /// The process replaces itself by execve and will say hello again.
     Exec,
+    /// This signal ends the process: its launcher, or a user, wants it to.
+    Ended(i32),
 }
 
 impl Leaving {
@@ -115,6 +117,7 @@ impl Leaving {
             goodbye::ABORT => Leaving::Abort(status),
             goodbye::FINALIZED => Leaving::Finalized,
             goodbye::EXEC => Leaving::Exec,
+            goodbye::ENDED => Leaving::Ended(status),
             _ => Leaving::Exit(status),
         }
     }
@@ -410,16 +413,26 @@ pub struct JobOutcome {
     pub incarnation: u32,
     /// Ranks gone without goodbye, in the order in which it was noticed.
     pub lost: Vec<u32>,
+    /// Of these, the ranks that somebody has ended by SIGTERM: their launcher, because of another rank.
+    #[serde(default)]
+    pub told: Vec<u32>,
     /// Ranks that exited, and their status.
     pub exited: Vec<(u32, i32)>,
     /// Rank that called MPI_Abort first, and its code.
     pub abort: Option<(u32, i32)>,
-    /// The first departure that was not an exit with 0 was a loss: a restart is due.
+    /// The first departure that was neither an exit with 0 nor wanted was a loss: a restart is due.
     pub restart: bool,
     /// The job was stopped by a checkpoint with this number.
     pub stopped_at: Option<u64>,
     /// Every rank has left in some way.
     pub ended: bool,
+}
+
+impl JobOutcome {
+    /// A rank was lost that nobody had told to end.
+    pub fn is_cut_down(&self) -> bool {
+        self.lost.iter().any(|rank| !self.told.contains(rank))
+    }
 }
 
 /// From the agent to the command line.

@@ -254,6 +254,8 @@ struct RankState {
     mailed: u64,
     /// Away for a while, and until then not lost.
     due: Option<Nanos>,
+    /// It has said that it is ended by a signal.
+    told: bool,
     before: Before,
     /// It was told that an exchange is cut off, and has not said yet how far that has reached it.
     owes: bool,
@@ -277,6 +279,7 @@ impl RankState {
             mail: Vec::new(),
             mailed: 0,
             due: None,
+            told: false,
             before: Before::default(),
             owes: false,
         }
@@ -335,6 +338,8 @@ pub struct Coordinator {
     /// Ranks that had exited under an agent before this one, and their status.
     before: Vec<(u32, i32)>,
     judged: bool,
+    /// When ranks that were told to end count as lost even though others run on.
+    told_until: Option<Nanos>,
     went: bool,
     out: Vec<Action>,
 }
@@ -377,6 +382,7 @@ impl Coordinator {
             outcome: JobOutcome { incarnation, ..JobOutcome::default() },
             before: Vec::new(),
             judged: false,
+            told_until: None,
             went: false,
             out: Vec::new(),
         }
@@ -464,7 +470,7 @@ impl Coordinator {
     /// When [`Event::Tick`] is due at the latest.
     pub fn next_tick(&self) -> Option<Nanos> {
         let due = self.ranks.iter().filter_map(|r| r.due).min();
-        self.stage_tick().into_iter().chain(due).min()
+        self.stage_tick().into_iter().chain(due).chain(self.told_until).min()
     }
 
     fn stage_tick(&self) -> Option<Nanos> {

@@ -639,6 +639,44 @@ fn results_are_not_losses() {
     }
 }
 
+/// Two ranks of three say what they say and are gone.
+fn outcome_of(story: &[(u32, Option<Leaving>)]) -> Coordinator {
+    let mut c = Coordinator::new(Config::default(), 0, 0);
+    for (conn, rank) in [(1, 0), (2, 1), (3, 2)] {
+        c.handle(0, Event::Message(conn, again(rank, 0, 0)));
+    }
+    for (rank, leaving) in story {
+        let conn = Conn::from(rank + 1);
+        if let Some(leaving) = leaving {
+            c.handle(0, Event::Message(conn, FromRank::Goodbye(*leaving)));
+        }
+        c.handle(0, Event::Closed(conn));
+    }
+    c
+}
+
+#[test]
+fn who_is_told_to_end_is_not_the_cause() {
+    let told = Some(Leaving::Ended(15));
+    // The cause is heard of last: a result.
+    let c = outcome_of(&[(0, told), (1, told), (2, Some(Leaving::Exit(1)))]);
+    assert!(c.ended() && !c.outcome().restart && c.outcome().lost == [0, 1] && c.outcome().told == [0, 1]);
+    let c = outcome_of(&[(0, told), (1, Some(Leaving::Abort(7)))]);
+    assert!(!c.outcome().restart);
+    // A rank was killed, another one has given up because of it, and a third was ended by the launcher.
+    let c = outcome_of(&[(0, told), (1, None), (2, Some(Leaving::Exit(1)))]);
+    assert!(c.outcome().restart && c.outcome().is_cut_down());
+    // Nobody but those: the launcher was ended.
+    let c = outcome_of(&[(0, told), (1, told), (2, told)]);
+    assert!(c.ended() && c.outcome().restart && !c.outcome().is_cut_down());
+    // A user has ended one, and nobody ends the others.
+    let mut c = outcome_of(&[(0, told)]);
+    assert!(!c.outcome().restart);
+    let due = c.next_tick().unwrap();
+    c.handle(due, Event::Tick);
+    assert!(c.outcome().restart && c.outcome().is_cut_down());
+}
+
 #[test]
 fn a_checkpoint_that_stops_the_job_never_resumes_it() {
     let mut w = World::new(3, 5, 500, Config::default());

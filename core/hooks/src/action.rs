@@ -8,6 +8,7 @@
 use crate::entry::Regs;
 use crate::ids::{is_child, is_other_process};
 use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
+use core::sync::atomic::AtomicI32;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 use stillpoint_abi::half::STOP_SIGNAL;
 use stillpoint_sys::raw::{errno, nr};
@@ -43,7 +44,8 @@ pub(crate) fn sigaction(r: &Regs) -> isize {
         new = unsafe { with_exposed_provenance::<KernelAction>(r.rsi).read() };
     }
     let given = new;
-    if new.handler == 0 && usize::try_from(half().warn_signal.load(Relaxed)) == Ok(sig) {
+    let is = |signal: &AtomicI32| usize::try_from(signal.load(Relaxed)) == Ok(sig);
+    if new.handler == 0 && (is(&half().warn_signal) || is(&half().end_signal)) {
         // It stays the wrapper's, which has nothing to call.
         new.handler = u.sig_wrapper.load(Relaxed) as u64;
         (new.flags, new.restorer, new.mask) = (SIGINFO_RESTART_RESTORER, u.restorer.load(Relaxed) as u64, 0);

@@ -11,12 +11,12 @@
 //! stop handler declines.
 #![allow(unsafe_code, reason = "signal frames of the kernel")]
 
-use crate::ids::TRANSLATED;
+use crate::ids::{TRANSLATED, is_other_process, me};
 use crate::space::is_upper;
 use core::arch::global_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use stillpoint_abi::half::{FLAG_STOP, LowerSlot, STILL_ADDR, STILL_LEN, ThreadRec, parked};
-use stillpoint_sys::raw::{futex_wait, futex_wake_all, nr};
+use stillpoint_abi::half::{FLAG_STOP, LowerSlot, STILL_ADDR, STILL_LEN, ThreadRec, ending, parked};
+use stillpoint_sys::raw::{futex_wait, futex_wait_for, futex_wake_all, nr};
 use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
 
 /// Offset of rip in the kernel's `ucontext_t` (asm/sigcontext.h: uc_flags, uc_link, uc_stack, then r8 … rip).
@@ -149,13 +149,38 @@ fn warned(sig: i32) {
         h.warned.fetch_add(1, SeqCst);
         futex_wake_all(&h.warned);
     } else if upper().sig[sig.unsigned_abs() as usize % 65].handler.load(Relaxed) == 0 {
-        let default = [0u64; 4];
-        // SAFETY: the default action, and the signal once more: it is taken when the handler returns.
-        unsafe {
-            sys!(nr::RT_SIGACTION, sig, default.as_ptr(), 0, 8);
-            sys!(nr::TGKILL, sys!(nr::GETPID), sys!(nr::GETTID), sig);
+        by_default(sig);
+    }
+}
+
+/// The default action, and the signal once more.
+fn by_default(sig: i32) {
+    let (default, only) = ([0u64; 4], 1u64 << (sig - 1));
+    // SAFETY: a signal to this thread. The mask to which the handler returns may have it blocked (sigsuspend(2)).
+    unsafe {
+        sys!(nr::RT_SIGACTION, sig, default.as_ptr(), 0, 8);
+        sys!(nr::TGKILL, sys!(nr::GETPID), sys!(nr::GETTID), sig);
+        sys!(nr::RT_SIGPROCMASK, 1, &raw const only, 0, 8);
+    }
+}
+
+/// A signal that ends the process: the node agent hears of it first, so that it is not taken for the cause of what others do.
+fn ends(sig: i32) {
+    let h = half();
+    if h.child.load(Relaxed) == 0 && !is_other_process() {
+        // Not to be saved here: a restarted process would end.
+        let depth = me().map(|rec| &rec.depth);
+        depth.inspect(|d| _ = d.fetch_add(1, SeqCst));
+        let _ = h.ending.compare_exchange(0, ending::TELL, SeqCst, Relaxed);
+        futex_wake_all(&h.ending);
+        // Whoever waits for the end is not kept waiting.
+        for _ in 0..10 {
+            if h.ending.load(Acquire) == ending::TELL {
+                futex_wait_for(&h.ending, ending::TELL, 50_000_000);
+            }
         }
     }
+    by_default(sig);
 }
 
 extern "C" fn wrapper(sig: i32, info: usize, uc: usize) {
@@ -165,6 +190,9 @@ extern "C" fn wrapper(sig: i32, info: usize, uc: usize) {
     let f = entry.handler.load(Acquire);
     warned(sig);
     if f < 2 {
+        if f == 0 && half().end_signal.load(Relaxed) == sig {
+            ends(sig);
+        }
         return;
     }
     if entry.flags.load(Relaxed) & SA_RESETHAND != 0 {

@@ -95,6 +95,7 @@ pub(crate) fn start(restored: bool) -> std::io::Result<()> {
         // What the application asks for before the line stands waits in the channel.
         crate::mail::open(&tx);
         crate::warn::start()?;
+        crate::ended::start()?;
         std::thread::Builder::new().name("stillpoint-ctl".into()).spawn(move || {
             while restored && RUNNING.load(Acquire) == 0 {
                 std::thread::sleep(Duration::from_millis(1));

@@ -143,6 +143,7 @@ pub(crate) fn fill_half() {
     h.load_back.store((crate::back::load as *const ()).expose_provenance(), Relaxed);
     h.request.store((crate::mail::request as *const ()).expose_provenance(), Relaxed);
     h.warn_signal.store(crate::warn::signal(), Relaxed);
+    h.end_signal.store(crate::ended::signal(), Relaxed);
     crate::fds::ready();
     h.exec.store((exec as *const ()).expose_provenance(), Relaxed);
     let number = |names: &[&str]| names.iter().find_map(|n| std::env::var(n).ok()?.parse().ok());
@@ -439,12 +440,17 @@ pub(crate) fn leave_rseq() {
     }
 }
 
-/// Installs the hook library's stop handler for the stop signal, and its wrapper for the signal that asks for a checkpoint,
-/// unless the application has a handler for that or ignores it.
+/// Installs the hook library's stop handler for the stop signal, and its wrapper for the signals that ask for a checkpoint and
+/// for the end, unless the application has a handler for them or ignores them.
 pub(crate) fn install_handlers() {
     let u = upper();
     install(stillpoint_abi::half::STOP_SIGNAL, u.stop_handler.load(Relaxed), u64::MAX);
-    let n = half().warn_signal.load(Relaxed);
+    wrap(half().warn_signal.load(Relaxed));
+    wrap(half().end_signal.load(Relaxed));
+}
+
+fn wrap(n: i32) {
+    let u = upper();
     let Some(s) = usize::try_from(n).ok().and_then(|n| u.sig.get(n)).filter(|_| n != 0) else { return };
     if s.set.load(Relaxed) == 0 {
         let mut now = [0u64; 4];

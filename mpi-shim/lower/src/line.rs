@@ -101,7 +101,7 @@ pub(crate) fn send(message: FromRank) -> bool {
 /// Called on the lower thread pointer of a thread that ends the process: tells the agent, in order, before it happens.
 pub(crate) extern "C" fn goodbye(kind: u32, status: i32) {
     let leaving = Leaving::from_kind(kind, status);
-    let last = matches!(leaving, Leaving::Exit(_) | Leaving::Exec);
+    let last = matches!(leaving, Leaving::Exit(_) | Leaving::Exec | Leaving::Ended(_));
     let until = Instant::now() + PATIENCE;
     while !said(leaving, last) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));

@@ -15,6 +15,7 @@ mod below;
 mod callbacks;
 mod clocks;
 mod control;
+mod ended;
 mod fds;
 mod launch;
 mod line;

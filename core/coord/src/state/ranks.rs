@@ -6,7 +6,7 @@
 //! What a reader would get wrong: a rank that leaves ends the checkpoint in progress, unless all images are complete already, or
 //! its own is and it has ended well; and a rank that replaces itself by execve is absent in between, not lost.
 
-use super::{Action, Conn, Coordinator, RankState};
+use super::{Action, Conn, Coordinator, Nanos, RankState};
 use crate::message::{Before, JobOutcome, Leaving, Mails, Presence, ToRank};
 use std::collections::BTreeMap;
 use stillpoint_abi::stage::Stage;
@@ -21,6 +21,9 @@ pub(super) struct Hello {
     pub(super) restored: bool,
     pub(super) before: Option<Before>,
 }
+
+/// How long ranks that were told to end are believed to be so because of another one, which the launcher knows of and we do not.
+const TOLD: Nanos = 250_000_000;
 
 impl Coordinator {
     /// Why no checkpoint can begin now.
@@ -148,6 +151,7 @@ impl Coordinator {
         self.incarnation = incarnation;
         self.outcome = JobOutcome { incarnation, ..JobOutcome::default() };
         self.judged = false;
+        self.told_until = None;
         self.went = false;
         self.last_end = self.now;
         self.out.push(Action::Outcome);
@@ -187,11 +191,18 @@ impl Coordinator {
         for rank in late.map(|(n, _)| n).collect::<Vec<_>>() {
             self.depart(rank, Presence::Lost, format!("rank {rank} did not come back"));
         }
+        if self.told_until.is_some_and(|t| now >= t) {
+            self.told_until = None;
+            self.outcome.told.clear();
+            self.judge();
+        }
     }
 
-    /// Whether a loss is what ends the job, as soon as nobody is away who could have ended it otherwise.
+    /// Whether a loss is what ends the job, as soon as nobody is away who could have ended it otherwise. Ranks that were told to end are
+    /// so because of another one, unless there is none.
     fn judge(&mut self) {
-        if !self.judged && !self.outcome.lost.is_empty() && self.ranks.iter().all(|r| r.due.is_none()) {
+        let lost = self.outcome.is_cut_down() || self.outcome.ended && !self.outcome.lost.is_empty();
+        if !self.judged && lost && self.ranks.iter().all(|r| r.due.is_none()) {
             self.judged = true;
             self.outcome.restart = true;
             self.out.push(Action::Outcome);
@@ -200,7 +211,7 @@ impl Coordinator {
 
     /// A rank has ended the job, unless it did so because of a loss before.
     fn judged_by_itself(&mut self) {
-        self.outcome.restart |= !self.judged && !self.outcome.lost.is_empty();
+        self.outcome.restart |= !self.judged && self.outcome.is_cut_down();
         self.judged = true;
     }
 
@@ -228,10 +239,15 @@ impl Coordinator {
     pub(super) fn depart(&mut self, rank: u32, presence: Presence, reason: String) {
         self.ranks[rank as usize].presence = presence;
         self.ranks[rank as usize].due = None;
+        self.outcome.ended =
+            !self.ranks.iter().any(|r| matches!(r.presence, Presence::Here | Presence::Absent));
         match presence {
             Presence::Lost => {
                 self.outcome.lost.push(rank);
-                self.judge();
+                if self.ranks[rank as usize].told {
+                    self.outcome.told.push(rank);
+                    self.told_until.get_or_insert(self.now + TOLD);
+                }
             }
             Presence::Aborted(code) => {
                 self.outcome.abort.get_or_insert((rank, code));
@@ -248,6 +264,7 @@ impl Coordinator {
             }
             Presence::Absent | Presence::Here => {}
         }
+        self.judge();
         // The cut of a checkpoint being written stands; a rank whose image is complete may leave it in peace, and when all are,
         // all may leave it as they like.
         let written = self.stage == Stage::Commit
@@ -258,8 +275,6 @@ impl Coordinator {
         if !written {
             self.give_up(vec![reason]);
         }
-        self.outcome.ended =
-            !self.ranks.iter().any(|r| matches!(r.presence, Presence::Here | Presence::Absent));
         self.out.push(Action::Outcome);
     }
 
@@ -279,6 +294,13 @@ impl Coordinator {
                 self.depart(rank, Presence::Absent, format!("rank {rank} starts another program"));
                 // It was for the old one.
                 self.ranks[rank as usize].mail.clear();
+            }
+            // What follows is as if it were killed.
+            Leaving::Ended(signal) => {
+                self.ranks[rank as usize].told = true;
+                if !self.needs_no_rank(Presence::Here) {
+                    self.give_up(vec![format!("rank {rank} is ended by signal {signal}")]);
+                }
             }
             Leaving::Finalized => {
                 let complete = self.stage == Stage::Write && self.ranks[rank as usize].image.is_some();
