@@ -49,9 +49,23 @@ pub(crate) fn of_thread(tid: i32) -> Vec<u8> {
     numbers(mask(&status(tid), "SigPnd")).flat_map(|n| made_up(n, SI_TKILL)).collect()
 }
 
+/// Signals by which somebody ends a process: HUP, INT, QUIT, TERM.
+const END: [i32; 4] = [1, 2, 3, 15];
+
+/// What would have ended the process if it had not stood still was meant for this one, not for one that is restarted from its image.
+/// `blocked`: by every thread of the application; `default`: the application leaves the signal at that.
+fn is_kept(sig: i32, blocked: u64, default: bool) -> bool {
+    !(END.contains(&sig) && default && blocked >> (sig - 1) & 1 == 0)
+}
+
 /// Signals pending for the process. Every upper thread stands still, and all signals are blocked here.
 pub(crate) fn of_process() -> Vec<u8> {
-    let all = mask(&status(getpid()), "ShdPnd");
+    let blocked =
+        crate::pause::threads().map(|t| own_mask(t.ucontext.load(Relaxed))).fold(u64::MAX, |m, b| m & b);
+    let default =
+        |n: i32| upper().sig.get(n.unsigned_abs() as usize).is_some_and(|s| s.handler.load(Relaxed) == 0);
+    let kept = |n: &i32| is_kept(*n, blocked, default(*n));
+    let all = numbers(mask(&status(getpid()), "ShdPnd")).filter(kept).fold(0, |m, n| m | 1 << (n - 1));
     let mut out: Vec<u8> = numbers(all).filter(|n| *n < FIRST_RT).flat_map(|n| made_up(n, 0)).collect();
     let real_time = numbers(all).filter(|n| *n >= FIRST_RT).fold(0u64, |m, n| m | 1 << (n - 1));
     let mut taken: Vec<[u8; INFO]> = Vec::new();
@@ -71,6 +85,15 @@ pub(crate) fn of_process() -> Vec<u8> {
     }
     out.extend(taken.iter().flatten());
     out
+}
+
+/// The mask of a thread that stands in the stop handler, whose frame is at this address.
+fn own_mask(ucontext: u64) -> u64 {
+    // The kernel's ucontext_t (asm/ucontext.h): flags, link, stack, then a sigcontext of 256 bytes.
+    const UC_SIGMASK: u64 = 40 + 256;
+    let at = usize::try_from(ucontext + UC_SIGMASK).unwrap_or(0);
+    // SAFETY: the frame lives as long as the thread stands.
+    if ucontext == 0 { 0 } else { unsafe { std::ptr::with_exposed_provenance::<u64>(at).read() } }
 }
 
 fn number(info: &[u8; INFO]) -> i32 {
@@ -106,6 +129,15 @@ pub(crate) fn raise_thread(tid: i32, infos: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_have_ended_the_process_is_not_kept() {
+        let term = 1 << 14;
+        assert!(!is_kept(15, 0, true));
+        assert!(is_kept(15, term, true), "the application has it blocked");
+        assert!(is_kept(15, 0, false), "it has a handler, or ignores it");
+        assert!(is_kept(14, 0, true), "its own timer's");
+    }
 
     #[test]
     fn masks_are_read_and_the_stop_signal_left_out() {

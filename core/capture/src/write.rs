@@ -417,10 +417,7 @@ pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot
             let own = sys!(nr::OPEN, c"/proc/self/pagemap".as_ptr(), 0);
             let adj = sys!(nr::OPEN, c"/proc/self/oom_score_adj".as_ptr(), 1);
             sys!(nr::WRITE, adj, b"1000".as_ptr(), 4);
-            // Where there are not more processors than ranks, the application is let go first: 5 ms.
-            let pause = [0u64, 5_000_000];
-            sys!(nr::NANOSLEEP, pause.as_ptr(), 0);
-            // Nothing of the application's may stay open here: a pipe would never see its end.
+            // Nothing of the application's may stay open here: a pipe would never see its end, nor a port be free again.
             let mut keep = [job.fd, own as i32, tell.as_raw_fd()];
             keep.sort_unstable();
             let mut from = 0;
@@ -431,6 +428,9 @@ pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot
                 from = k + 1;
             }
             sys!(nr::CLOSE_RANGE, from, u32::MAX, 0);
+            // Where there are not more processors than ranks, the application is let go first: 5 ms.
+            let pause = [0u64, 5_000_000];
+            sys!(nr::NANOSLEEP, pause.as_ptr(), 0);
             // If the parent dies the image is worthless; PR_SET_PDEATHSIG, SIGKILL.
             sys!(nr::PRCTL, 1, 9);
             let w = if me > 0 {
