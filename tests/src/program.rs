@@ -43,8 +43,11 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "descriptors.c", start: Start::Alone, rounds: 3000 },
     Program { file: "pending.c", start: Start::Alone, rounds: 2500 },
     Program { file: "ids.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "transfers.c", start: Start::Alone, rounds: 3000 },
     // A job with little memory to spare, in tests/slurm.rs.
     Program { file: "resident.c", start: Start::Alone, rounds: 3000 },
+    // Two of them, in tests/byhand.rs.
+    Program { file: "stream.c", start: Start::Alone, rounds: 3000 },
     Program { file: "ring.c", start: Start::Ranks(4), rounds: 1500 },
     Program { file: "many_kinds.c", start: Start::Ranks(3), rounds: 300 },
     Program { file: "nbx.c", start: Start::Ranks(4), rounds: 1500 },
@@ -59,6 +62,7 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "underway.c", start: Start::Ranks(3), rounds: 400 },
     Program { file: "multiple.c", start: Start::Ranks(3), rounds: 800 },
     Program { file: "beside.c", start: Start::Ranks(3), rounds: 1000 },
+    Program { file: "sockets.c", start: Start::Ranks(3), rounds: 1500 },
     Program { file: "f08.f90", start: Start::Ranks(3), rounds: 1500 },
     // Debian's lmp, unmodified, on this input.
     Program { file: "lammps.in", start: Start::Ranks(4), rounds: 2000 },
@@ -69,6 +73,10 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "refuse_deleted.c", start: Start::Alone, rounds: 0 },
     Program { file: "refuse_pipe.c", start: Start::Alone, rounds: 0 },
     Program { file: "refuse_socket.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_tcp_alone.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_tcp_full.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_tcp_pending.c", start: Start::Alone, rounds: 0 },
+    Program { file: "refuse_tcp_much.c", start: Start::Alone, rounds: 0 },
     Program { file: "refuse_terminal.c", start: Start::Alone, rounds: 0 },
     Program { file: "refuse_eventfd.c", start: Start::Alone, rounds: 0 },
     Program { file: "refuse_child.c", start: Start::Alone, rounds: 0 },

@@ -161,3 +161,34 @@ fn what_is_no_rank_of_it_is_refused() {
     assert!(early.stderr.contains("still runs") || early.stderr.contains("has no checkpoint"), "{early:#?}");
     assert_eq!(result(&first.wait(LIMIT)), pair.native("1"), "it runs on without the other");
 }
+
+#[test]
+fn a_connection_between_them_goes_on_from_other_processes() {
+    let Some(pair) = Pair::new("stream") else { return };
+    let words = match Program::named("stream").command(0, 0) {
+        Ok(words) => words,
+        Err(lack) => return skipped(&lack),
+    };
+    let program = words.first().expect("a program").clone();
+    let start = |side: &str, rank: &str| {
+        let own = ["exec", "--job", "pair", "--np", "2", "--rank", rank, "--"];
+        pair.stillpoint(&[&own[..], &[&program, ROUNDS, "1", side, "port"]].concat())
+    };
+    let ranks = [start("listen", "0"), start("connect", "1")];
+    for _ in 0..3 {
+        pair.checkpoint();
+    }
+    for rank in &ranks {
+        assert!(kill(rank.id()), "it had ended");
+    }
+    drop(ranks);
+    let ranks = [pair.again(&["--rank", "1"]), pair.again(&["--rank", "0"])];
+    pair.checkpoint();
+    for rank in &ranks {
+        assert!(kill(rank.id()), "it had ended");
+    }
+    drop(ranks);
+    let ranks = [pair.again(&["--rank", "0"]), pair.again(&["--rank", "1"])];
+    let [one, other] = ranks.map(|rank| result(&rank.wait(LIMIT)).to_owned());
+    assert_eq!(one, other, "both have added up the same numbers");
+}

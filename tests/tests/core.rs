@@ -3,19 +3,19 @@
 
 stillpoint_tests::cases! {
     now {
-        native: count files signals threads fpu mmap sparse exec children descriptors pending ids;
-        through: count files signals threads fpu mmap sparse exec children descriptors pending ids;
+        native: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
+        through: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
         chained: count;
-        checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending ids;
-        killed: count files signals threads fpu mmap sparse exec children descriptors pending ids;
+        checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
+        killed: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
         slower: threads fpu;
         burst: files;
         warned: count exec;
         unheard: count;
         stuck: count;
         orphaned: threads;
-        hammered: files signals threads mmap;
-        generations: files threads pending ids;
+        hammered: files signals threads mmap transfers;
+        generations: files threads pending ids transfers;
     }
     not_yet {}
 }

@@ -143,6 +143,10 @@ refusals! {
     deleted: "is a file that has been deleted: ";
     pipe: "is a pipe that cannot be saved yet: pipe:[";
     socket: "is a socket that cannot be saved yet: socket:[";
+    tcp_alone: "is a TCP connection from 127.0.0.1:", ", which is no rank of this job, or has not accepted it yet; it can be saved once that is closed";
+    tcp_full: "bytes are on their way for which the other end has no room";
+    tcp_pending: "is a TCP socket at which 1 connections wait to be accepted";
+    tcp_much: "is a TCP connection in which 180000 bytes wait to be read, more than the 163840 that can be put back";
     terminal: "is a terminal that cannot be saved yet: /dev/ptmx", "is a terminal that cannot be saved yet: /dev/pts/";
     eventfd: "is of a kind that cannot be saved yet: anon_inode:[eventfd]";
     child: "is alive, or has not been waited for";

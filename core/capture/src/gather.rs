@@ -2,12 +2,13 @@
 //! upper thread stands still (reasons: also while they run).
 #![allow(unsafe_code, reason = "asks the kernel about timers and descriptors")]
 
+use crate::tcp;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
-use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Process, Region, Signals, Thread};
+use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Phase, Process, Region, Signals, Tcp, Thread};
 use stillpoint_sys::raw::{getpid, monotonic_ns, nr};
 use stillpoint_sys::{arch, half, maps, sys, upper};
 
@@ -63,11 +64,13 @@ pub fn regions(listing: &[u8]) -> Vec<Region> {
 const PLAIN_DEVICES: [&str; 6] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"];
 
-fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
+/// `copy`: with what waits in sockets.
+fn fds(streams: &Streams, copy: bool, reasons: &mut Vec<String>) -> Vec<Fd> {
     let mut out: Vec<Fd> = Vec::new();
     let own_proc = format!("/proc/{}/", getpid());
-    let Ok(dir) = fs::read_dir("/proc/self/fd") else {
-        reasons.push("/proc/self/fd cannot be read".into());
+    let node = tcp::node();
+    let Ok(dir) = fs::read_dir("/proc/thread-self/fd") else {
+        reasons.push("/proc/thread-self/fd cannot be read".into());
         return out;
     };
     let mut numbers: Vec<i32> = dir
@@ -77,7 +80,7 @@ fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
         .collect();
     numbers.sort_unstable();
     for num in numbers {
-        let link = format!("/proc/self/fd/{num}");
+        let link = format!("/proc/thread-self/fd/{num}");
         // The descriptor of the listing itself is closed by now.
         let (Ok(path), Ok(meta)) = (fs::read_link(&link), fs::metadata(&link)) else { continue };
         let Some((offset, flags)) = info(num) else { continue };
@@ -107,6 +110,23 @@ fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
             FdKind::Dir { path: bytes }
         } else if kind.is_char_device() && PLAIN_DEVICES.iter().any(|d| path == Path::new(d)) {
             FdKind::Dev { path: bytes }
+        } else if let Some(tcp) = kind.is_socket().then(|| tcp::look(num, &node)).flatten() {
+            let connected = |t: &Tcp| matches!(t.phase, Phase::Connected { .. } | Phase::Left { .. });
+            let whole = tcp.and_then(|t| match copy && connected(&t) {
+                true => tcp::waiting(num).map(|waiting| Tcp { waiting, ..t }),
+                false => Ok(t),
+            });
+            match whole {
+                Ok(_) if flags & libc::O_ASYNC != 0 => {
+                    reasons.push(format!("descriptor {num} is a TCP socket that sends signals (O_ASYNC)"));
+                    continue;
+                }
+                Ok(t) => FdKind::Tcp(t),
+                Err(why) => {
+                    reasons.push(format!("descriptor {num} is {why}"));
+                    continue;
+                }
+            }
         } else {
             let what = if kind.is_socket() {
                 "a socket"
@@ -136,7 +156,7 @@ fn fds(streams: &Streams, reasons: &mut Vec<String>) -> Vec<Fd> {
 
 /// Offset and flags of a descriptor of the process, whatever table of descriptors this thread has (proc_pid_fdinfo(5)).
 fn info(num: i32) -> Option<(u64, i32)> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{num}")).ok()?;
+    let text = fs::read_to_string(format!("/proc/thread-self/fdinfo/{num}")).ok()?;
     let field = |key| text.lines().find_map(|l| l.strip_prefix(key)).map(str::trim);
     Some((field("pos:")?.parse().ok()?, i32::from_str_radix(field("flags:")?, 8).ok()?))
 }
@@ -152,10 +172,31 @@ fn same_as(num: i32, earlier: &[Fd]) -> i32 {
         .map_or(num, |e| e.num)
 }
 
+/// The TCP connections of this process: each with its number, or the lowest of several. While threads stand still.
+///
+/// # Errors
+/// What cannot be saved.
+pub fn connections(streams: &Streams) -> Result<Vec<(i32, Tcp)>, String> {
+    let mut reasons = Vec::new();
+    let all = fds(streams, false, &mut reasons);
+    if let Some(why) = reasons.into_iter().next() {
+        return Err(why);
+    }
+    for f in all.iter().filter(|f| matches!(f.kind, FdKind::Tcp(_))) {
+        tcp::reuse(f.num);
+    }
+    let own = all.into_iter().filter(|f| f.same_as == f.num);
+    let one = |f: Fd| match f.kind {
+        FdKind::Tcp(t) if matches!(t.phase, Phase::Connected { .. }) => Some((f.num, t)),
+        _ => None,
+    };
+    Ok(own.filter_map(one).collect())
+}
+
 /// Why this process cannot be saved now; empty if it can. Looks only, so it may run while the application does.
 pub fn reasons(streams: &Streams) -> Vec<String> {
     // On a thread with a table of descriptors of its own: the application counts on getting the lowest free number, and
-    // must not find one of ours there. /proc/self/fd is the main thread's table all the same.
+    // must not find one of ours there. It has the descriptors of the moment in which it began.
     std::thread::scope(|s| {
         let looking = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(s, || {
             go_apart();
@@ -227,7 +268,7 @@ fn look(streams: &Streams) -> Vec<String> {
     if !text("/proc/self/timers").is_empty() {
         r.push("a POSIX timer (timer_create) exists".into());
     }
-    fds(streams, &mut r);
+    fds(streams, false, &mut r);
     r
 }
 
@@ -310,7 +351,7 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
         // Since it was asked; now it stands still.
         reasons.push("the application forbids checkpoints at the moment".into());
     }
-    let fds = fds(streams, &mut reasons);
+    let fds = fds(streams, true, &mut reasons);
     reasons.extend(children().iter().map(|c| format!("child process {c} has come to life")));
     if !reasons.is_empty() {
         return Err(reasons);

@@ -11,4 +11,5 @@ pub mod pause;
 mod pending;
 pub mod restart;
 mod room;
+pub mod tcp;
 pub mod write;

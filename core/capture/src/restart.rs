@@ -238,6 +238,19 @@ pub fn descriptors(m: &Meta) -> Result<(), Error> {
                 dup_to(aside[usize::from(*k).min(2)], f.num, f.cloexec);
                 continue;
             }
+            FdKind::Tcp(t) => {
+                let bad = |why| Error::File { num: f.num, path: "a TCP socket".into(), why };
+                let fd = crate::tcp::again(t).map_err(|why| bad(format!("cannot be made again ({why})")))?;
+                // SAFETY: our own descriptor.
+                unsafe { libc::fcntl(fd, libc::F_SETFL, f.flags & libc::O_NONBLOCK) };
+                let moved = fd != f.num;
+                dup_to(fd, f.num, f.cloexec);
+                if moved {
+                    // SAFETY: the copy has its place.
+                    unsafe { sys!(nr::CLOSE, fd) };
+                }
+                continue;
+            }
             FdKind::File { path, .. } | FdKind::Dir { path } | FdKind::Dev { path } => {
                 Path::new(OsStr::from_bytes(path))
             }

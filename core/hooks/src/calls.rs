@@ -8,7 +8,7 @@ use crate::action::{sigaction, without_stop};
 use crate::entry::Regs;
 use crate::ids::{fork, is_other_process, leaving, me, own_pid, own_tid, with_ids, with_real_ids};
 use crate::space::{Locked, in_maps, patch_text};
-use crate::{fds, paths, wait};
+use crate::{fds, paths, transfer, wait};
 use core::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use stillpoint_abi::half::{BRK_END, BRK_START, MAPS_START, goodbye};
 use stillpoint_sys::raw::{errno, nr};
@@ -109,7 +109,7 @@ pub(crate) extern "C" fn dispatch(r: &mut Regs, n: u32) -> isize {
             if let Some(x) = paths::call(n, r, plain) {
                 return if matches!(n, nr::OPEN | nr::OPENAT | nr::OPENAT2) { fds::given(x) } else { x };
             }
-            if let Some(x) = wait::call(n, r, plain) {
+            if let Some(x) = wait::call(n, r, plain).or_else(|| transfer::call(n, r, plain)) {
                 return x;
             }
             if with_real_ids(n, r).is_none() {

@@ -6,6 +6,7 @@
 
 use crate::entry::Regs;
 use crate::ids::is_other_process;
+use crate::wait::until_app_signal;
 use core::ptr::with_exposed_provenance;
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 use stillpoint_sys::half;
@@ -70,11 +71,10 @@ pub(crate) fn call(n: usize, r: &Regs, pass: impl Fn(&Regs) -> isize) -> Option<
         nr::CLOSE | nr::DUP2 | nr::DUP3 => pass(r),
         nr::FCNTL if !matches!(r.rsi, F_DUPFD | F_DUPFD_CLOEXEC) => pass(r),
         nr::CLOSE_RANGE => close_range(r, pass),
+        nr::ACCEPT | nr::ACCEPT4 => given(until_app_signal(|_| pass(r), None)),
         nr::DUP
         | nr::FCNTL
         | nr::SOCKET
-        | nr::ACCEPT
-        | nr::ACCEPT4
         | nr::EVENTFD2
         | nr::EPOLL_CREATE1
         | nr::MEMFD_CREATE

@@ -10,6 +10,7 @@
 //! - [`action`], [`fds`], [`ids`], [`paths`], [`wait`]: signals, descriptors, processes and threads, /proc, waiting and clocks.
 //! - [`space`]: addresses inside the window, and patching of newly mapped text.
 //! - [`signals`]: the stop handler, the wrapper around the application's handlers.
+//! - [`transfer`]: moving bytes to and from streams.
 //! - [`mem`]: memcpy and its kin, which the compiler calls.
 #![no_std]
 
@@ -22,6 +23,7 @@ mod mem;
 mod paths;
 mod signals;
 mod space;
+mod transfer;
 mod wait;
 
 use core::sync::atomic::Ordering::Release;

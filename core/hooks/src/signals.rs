@@ -13,14 +13,17 @@
 
 use crate::ids::{TRANSLATED, is_other_process, me};
 use crate::space::is_upper;
+use crate::transfer::has_limit;
 use core::arch::global_asm;
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use stillpoint_abi::half::{FLAG_STOP, LowerSlot, STILL_ADDR, STILL_LEN, ThreadRec, ending, parked};
-use stillpoint_sys::raw::{futex_wait, futex_wait_for, futex_wake_all, nr};
+use stillpoint_sys::raw::{errno, futex_wait, futex_wait_for, futex_wake_all, nr};
 use stillpoint_sys::{arch, half, sys, thread_by_fs, upper};
 
 /// Offset of rip in the kernel's `ucontext_t` (asm/sigcontext.h: uc_flags, uc_link, uc_stack, then r8 … rip).
 const UC_RIP: usize = 40 + 16 * 8;
+const UC_RAX: usize = 40 + 13 * 8;
+const UC_RDI: usize = 40 + 8 * 8;
 
 unsafe extern "C" {
     fn stillpoint_restorer();
@@ -61,13 +64,38 @@ fn upstairs(fs: u64) -> bool {
     usize::try_from(fs).is_ok_and(is_upper)
 }
 
+/// A read(2) on a socket with a time limit that this signal has ended without a byte is made again. The application's handlers
+/// have lower numbers: where one of them interrupted it, that frame is below this one.
+fn again_if_read(uc: usize) {
+    const SO_RCVTIMEO: usize = 20;
+    const READ_SITE: [u8; 4] = [0x31, 0xc0, 0x0f, 0x05]; // xor %eax,%eax; syscall
+    let word = |at| core::ptr::with_exposed_provenance_mut::<usize>(uc + at);
+    // SAFETY: the kernel's ucontext_t. After a system call rip is behind its instruction, whose page is mapped.
+    unsafe {
+        let ip = word(UC_RIP).read();
+        if word(UC_RAX).read() == errno::EINTR as usize
+            && is_upper(ip)
+            && core::ptr::with_exposed_provenance::<[u8; 4]>(ip - READ_SITE.len()).read() == READ_SITE
+            && has_limit(word(UC_RDI).read(), SO_RCVTIMEO)
+        {
+            word(UC_RIP).write(ip - READ_SITE.len());
+        }
+    }
+}
+
 extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
     let h = half();
     let fs = arch::fs();
-    if h.child.load(Relaxed) != 0 || h.flags.load(Acquire) & FLAG_STOP == 0 || !upstairs(fs) {
+    if h.child.load(Relaxed) != 0 || !upstairs(fs) {
         return;
     }
     let Some(rec) = thread_by_fs(fs) else { return };
+    // Also when it will not stop: the signal has cut a call short.
+    rec.stops.fetch_add(1, Relaxed);
+    again_if_read(uc);
+    if h.flags.load(Acquire) & FLAG_STOP == 0 {
+        return;
+    }
     // SAFETY: the kernel passed a ucontext_t here.
     let ip = unsafe { core::ptr::with_exposed_provenance::<usize>(uc + UC_RIP).read() };
     let translated = rec.spare[TRANSLATED].load(Relaxed) != 0;
@@ -80,7 +108,6 @@ extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
     rec.alt_sp.store(alt[0], Relaxed);
     rec.alt_size_flags.store(alt[2] | alt[1] << 32, Relaxed);
     rec.ucontext.store(uc as u64, Relaxed);
-    rec.stops.fetch_add(1, Relaxed);
     rec.command.store(0, Relaxed);
     rec.parked.store(1, SeqCst);
     futex_wake_all(&rec.parked);

@@ -11,6 +11,7 @@ use crate::entry::Regs;
 use crate::ids::me;
 use core::ptr::{with_exposed_provenance, with_exposed_provenance_mut};
 use core::sync::atomic::Ordering::{Acquire, Relaxed};
+use stillpoint_abi::half::ThreadRec;
 use stillpoint_sys::raw::{errno, monotonic_ns, nr};
 use stillpoint_sys::{half, sys, upper};
 
@@ -80,21 +81,39 @@ pub(crate) fn read_timespec(at: usize) -> Option<u64> {
     Some(ts[0].saturating_mul(1_000_000_000).saturating_add(ts[1]))
 }
 
+/// Whether the stop signal interrupts the calling thread.
+pub(crate) struct Watch {
+    rec: &'static ThreadRec,
+    signals: u32,
+    stops: u32,
+}
+
+impl Watch {
+    /// From now on. `None`: this thread is never stopped.
+    pub(crate) fn new() -> Option<Watch> {
+        let rec = me()?;
+        Some(Watch { rec, signals: rec.app_signals.load(Relaxed), stops: rec.stops.load(Relaxed) })
+    }
+
+    /// It has come since this was asked last, and no signal of the application's in all this time.
+    pub(crate) fn only_stopped(&mut self) -> bool {
+        let seen = self.rec.stops.load(Acquire);
+        seen != core::mem::replace(&mut self.stops, seen)
+            && self.rec.app_signals.load(Relaxed) == self.signals
+    }
+}
+
 /// Makes a waiting call again, with the time that remains, as long as only the stop signal interrupted it.
 pub(crate) fn until_app_signal(mut f: impl FnMut(Option<u64>) -> isize, total: Option<u64>) -> isize {
-    let Some(rec) = me() else { return f(total) };
-    let start = now();
-    let before = rec.app_signals.load(Relaxed);
-    let mut stops = rec.stops.load(Relaxed);
+    let Some(mut watch) = Watch::new() else { return f(total) };
+    let start = total.map(|_| now());
     let mut left = total;
     loop {
         let x = f(left);
-        let seen = rec.stops.load(Acquire);
-        if x != errno::EINTR || rec.app_signals.load(Relaxed) != before || seen == stops {
+        if x != errno::EINTR || !watch.only_stopped() {
             return x;
         }
-        stops = seen;
-        left = total.map(|t| t.saturating_sub(now().saturating_sub(start)));
+        left = total.zip(start).map(|(t, start)| t.saturating_sub(now().saturating_sub(start)));
     }
 }
 

@@ -42,7 +42,8 @@ pub use error::{Error, Section};
 pub use file::Image;
 pub use header::{Header, VERSION};
 pub use meta::{
-    Cpu, Fd, FdKind, META_MAX, Meta, Mpi, Process, Region, Signals, Thread, decode_meta, encode_meta,
+    Cpu, Fd, FdKind, META_MAX, Meta, Mpi, Phase, Process, Region, Signals, Tcp, Thread, decode_meta,
+    encode_meta,
 };
 pub use pretty::Pretty;
 pub use seal::{Seal, frame_digest};

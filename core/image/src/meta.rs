@@ -188,6 +188,53 @@ pub enum FdKind {
         /// Path.
         path: Vec<u8>,
     },
+    /// A TCP socket.
+    Tcp(Tcp),
+}
+
+/// A TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tcp {
+    /// Of IPv6.
+    pub v6: bool,
+    /// What getsockname(2) tells.
+    pub local: Vec<u8>,
+    /// What getpeername(2) tells; empty if it is not connected.
+    pub peer: Vec<u8>,
+    /// Names of this end and of the other one, which are theirs alone in the job.
+    pub ends: [Vec<u8>; 2],
+    /// How far it is.
+    pub phase: Phase,
+    /// The other end sends no more.
+    pub gone: bool,
+    /// This end wants to hear no more: shutdown(2) with SHUT_RD.
+    pub deaf: bool,
+    /// Options: level, name, value.
+    pub options: Vec<(i32, i32, Vec<u8>)>,
+    /// Bytes that have come and were not read.
+    pub waiting: Vec<u8>,
+}
+
+/// How far a TCP socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Made, and perhaps bound.
+    Fresh,
+    /// Listens.
+    Listening {
+        /// How many may wait to be accepted.
+        backlog: i32,
+    },
+    /// Connected.
+    Connected {
+        /// This end sends no more.
+        shut: bool,
+    },
+    /// Was connected, and nobody is at the other end any more.
+    Left {
+        /// This end sends no more.
+        shut: bool,
+    },
 }
 
 impl Default for FdKind {

@@ -81,6 +81,10 @@ fn meta(f: &mut fmt::Formatter<'_>, m: &Meta) -> fmt::Result {
             FdKind::File { path, len, .. } => ("file", format!("{} of {len} bytes", text(path))),
             FdKind::Dir { path } => ("directory", text(path)),
             FdKind::Dev { path } => ("device", text(path)),
+            FdKind::Tcp(t) => {
+                let [own, other] = t.ends.each_ref().map(|e| text(e));
+                ("tcp", format!("{own} to {other}, {:?}, {} bytes wait", t.phase, t.waiting.len()))
+            }
         };
         writeln!(f, "  {} {kind} {path} at {}", d.num, d.offset)?;
     }

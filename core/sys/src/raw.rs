@@ -22,6 +22,8 @@ pub mod nr {
     pub const IOCTL: usize = 16;
     pub const PREAD64: usize = 17;
     pub const PWRITE64: usize = 18;
+    pub const READV: usize = 19;
+    pub const WRITEV: usize = 20;
     pub const SELECT: usize = 23;
     pub const SCHED_YIELD: usize = 24;
     pub const MREMAP: usize = 25;
@@ -38,7 +40,13 @@ pub mod nr {
     pub const SETITIMER: usize = 38;
     pub const GETPID: usize = 39;
     pub const SOCKET: usize = 41;
+    pub const CONNECT: usize = 42;
     pub const ACCEPT: usize = 43;
+    pub const SENDTO: usize = 44;
+    pub const GETSOCKOPT: usize = 55;
+    pub const RECVFROM: usize = 45;
+    pub const SENDMSG: usize = 46;
+    pub const RECVMSG: usize = 47;
     pub const SOCKETPAIR: usize = 53;
     pub const CLONE: usize = 56;
     pub const FORK: usize = 57;
@@ -157,6 +165,8 @@ pub mod errno {
     pub const EEXIST: isize = -17;
     pub const EINVAL: isize = -22;
     pub const ENOSYS: isize = -38;
+    pub const ENOTSOCK: isize = -88;
+    pub const EISCONN: isize = -106;
 }
 
 /// Makes the system call `n`. Returns what the kernel returns: a value, or `-errno`.

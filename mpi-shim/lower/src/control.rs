@@ -17,7 +17,7 @@ use stillpoint_capture::gather::{self, Streams};
 use stillpoint_capture::{pause, write};
 use stillpoint_coord::client::Local;
 use stillpoint_coord::message::Heard;
-use stillpoint_image::Seal;
+use stillpoint_image::{Fd, FdKind, Meta, Phase, Seal};
 use stillpoint_sys::raw::{futex_wait, futex_wake_all, monotonic_ns};
 use stillpoint_sys::{half, upper};
 
@@ -135,7 +135,12 @@ fn one(dir: &Path, streams: &Streams) -> Result<(), String> {
     let (path, part) = (dir.join("rank.img"), dir.join("rank.img.partial"));
     let _ = std::fs::remove_file(&part);
     pause::stop(now + 10_000_000_000)?;
-    let taken = gather::describe(streams).map_err(|r| r.join("; ")).and_then(|meta| {
+    let connected = |f: &Fd| matches!(&f.kind, FdKind::Tcp(t) if matches!(t.phase, Phase::Connected { .. }));
+    let alone = |meta: Meta| match meta.fds.iter().any(connected) {
+        false => Ok(meta),
+        true => Err("there are TCP connections, and no node agent".to_owned()),
+    };
+    let taken = gather::describe(streams).map_err(|r| r.join("; ")).and_then(alone).and_then(|meta| {
         let order = write::Order {
             path: &part,
             seal: Seal { ckpt: CkptId(now), rank: Rank(0), seed: now },

@@ -26,8 +26,8 @@ pub(crate) enum Error {
     /// The image itself.
     #[error("cannot restart")]
     Image(#[from] stillpoint_image::Error),
-    /// MPI's objects cannot be made anew.
-    #[error("cannot restart: MPI cannot be set up as it was: {0}")]
+    /// MPI's objects, connections, or another plugin's things cannot be made anew.
+    #[error("cannot restart: what was outside of the process cannot be set up as it was: {0}")]
     Rebuild(String),
     /// A script's first line names what is not there.
     #[error("{script} asks for the interpreter {interp}, which cannot be used")]

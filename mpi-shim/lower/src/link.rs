@@ -235,9 +235,11 @@ impl Link {
                     None
                 }
                 ClientAction::Snapshot { ckpt, path, direct, seed } => {
-                    (work.parts, work.drains) = (None, false);
+                    let parts = work.parts.take();
+                    work.drains = false;
                     work.left.hand_over();
-                    let (frozen, local) = self.snapshot(ckpt, &path, direct, seed, tx);
+                    let order = Image { ckpt, path, direct, seed };
+                    let (frozen, local) = self.snapshot(&order, parts.as_ref(), tx);
                     work.frozen = frozen;
                     Some(local)
                 }
@@ -288,23 +290,21 @@ impl Link {
                 if stopped {
                     // Whom a cut exchange did not reach must be known upstairs before the next one is prepared.
                     work.left.hand_over();
-                    queue.extend(client.on_local(counts(work)));
+                    queue.extend(client.on_local(counts(work, &self.streams)));
                 }
             }
         }
     }
 
     /// The frozen child, if one writes, and what there is to say at once.
-    fn snapshot(
-        &self,
-        ckpt: u64,
-        path: &str,
-        direct: bool,
-        seed: u64,
-        tx: &Sender<Event>,
-    ) -> (Option<i32>, Local) {
+    fn snapshot(&self, image: &Image, parts: Option<&Parts>, tx: &Sender<Event>) -> (Option<i32>, Local) {
+        let Image { ckpt, ref path, direct, seed } = *image;
         let fail = |reason: String| (None, Local::WriteFailed { ckpt, reason });
-        let meta = match gather::describe(&self.streams) {
+        let drained = |mut meta| {
+            let parts = parts.ok_or_else(|| vec!["nothing was drained".to_owned()])?;
+            parts.settle(&mut meta).map(|()| meta).map_err(|e| vec![e])
+        };
+        let meta = match gather::describe(&self.streams).and_then(drained) {
             Ok(m) => m,
             Err(r) => return fail(r.join("; ")),
         };
@@ -343,9 +343,17 @@ impl Link {
     }
 }
 
+/// What the agent wants to have written.
+struct Image {
+    ckpt: u64,
+    path: String,
+    direct: bool,
+    seed: u64,
+}
+
 /// What the others must know before the drain. Without a plugin there is nothing to tell, and it is a barrier all the same.
-fn counts(work: &mut Work) -> Local {
-    match Parts::count() {
+fn counts(work: &mut Work, streams: &Streams) -> Local {
+    match Parts::count(streams) {
         Ok((parts, said)) => {
             (work.parts, work.drains) = (Some(parts), false);
             Local::Contribute(said)

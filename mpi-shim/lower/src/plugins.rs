@@ -10,13 +10,16 @@
 //! for its progress, and has no say.
 #![allow(unsafe_code, reason = "reads texts of the upper half")]
 
+use crate::sockets::{Sockets, Step};
 use crate::still;
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::Ordering::Acquire;
 use stillpoint_abi::half::still as command;
 use stillpoint_abi::plugin::NAME_LEN;
 use stillpoint_abi::records::{ASK, FOUND, PUBLISH, Records};
+use stillpoint_capture::gather::Streams;
 use stillpoint_coord::message::{Heard, Said};
+use stillpoint_image::Meta;
 use stillpoint_sys::upper;
 
 /// One plugin within a checkpoint, or a rebuild.
@@ -41,10 +44,33 @@ enum State {
 /// All of them.
 #[derive(Debug)]
 pub(crate) struct Parts {
+    /// The lower half's own part, which has the name that no plugin has.
+    own: Own,
     parts: Vec<Part>,
     round: u32,
     /// This rank has said its part of the round.
     answered: bool,
+}
+
+/// Sockets, as if they were a plugin.
+#[derive(Debug)]
+struct Own {
+    sockets: Sockets,
+    input: Vec<u8>,
+    state: State,
+}
+
+/// Its name.
+const OWN: &str = "";
+
+impl State {
+    fn after(step: Step) -> State {
+        match step {
+            Step::Done => State::Done,
+            Step::Again => State::Busy,
+            Step::Speaks(out) => State::Speaks(out),
+        }
+    }
 }
 
 /// What this rank says in a round.
@@ -108,7 +134,9 @@ fn failed(name: &str, what: &str, code: i64, text: &[u8]) -> String {
 
 impl Parts {
     /// Asks all what others must know before the drain.
-    pub(crate) fn count() -> Result<(Parts, Said), String> {
+    pub(crate) fn count(streams: &Streams) -> Result<(Parts, Said), String> {
+        let (sockets, out) = Sockets::count(streams)?;
+        let own = Own { sockets, input: Vec::new(), state: State::Speaks(out) };
         let mut parts = live();
         for p in &mut parts {
             let (code, out) = still::command(p.at, command::COUNTS, &[], 0, still::soon(10_000))?;
@@ -117,18 +145,23 @@ impl Parts {
             }
             p.state = State::Speaks(out);
         }
-        let all = Parts { parts, round: 0, answered: true };
+        let all = Parts { own, parts, round: 0, answered: true };
         let said = all.said();
         Ok((all, said))
     }
 
     /// After a restart: nothing is made yet.
-    pub(crate) fn rebuild() -> Parts {
-        Parts { parts: live(), round: 0, answered: false }
+    pub(crate) fn rebuild(meta: &Meta) -> Parts {
+        let own = Own { sockets: Sockets::of(meta), input: Vec::new(), state: State::Busy };
+        Parts { own, parts: live(), round: 0, answered: false }
     }
 
     /// Another round was handed on.
     pub(crate) fn hear(&mut self, round: u32, heard: &Heard) {
+        let own = for_plugin(OWN, heard);
+        if !own.is_empty() || matches!(self.own.state, State::Speaks(_)) {
+            (self.own.input, self.own.state) = (own, State::Busy);
+        }
         for p in &mut self.parts {
             let input = for_plugin(&p.name, heard);
             if !input.is_empty() || matches!(p.state, State::Speaks(_)) {
@@ -141,6 +174,9 @@ impl Parts {
     /// One short piece of the drain. Goes on after this rank has answered, for the others.
     pub(crate) fn drain(&mut self) -> Result<Option<Word>, String> {
         let ms = if self.answered { 1 } else { 20 };
+        if self.own.state == State::Busy {
+            self.own.state = State::after(self.own.sockets.drain(&self.own.input)?);
+        }
         for p in &mut self.parts {
             let (code, out) = still::command(p.at, command::DRAIN, &p.input, self.round, still::soon(ms))?;
             match (code, &p.state) {
@@ -157,8 +193,16 @@ impl Parts {
         Ok(self.word())
     }
 
+    /// Compares what was drained with what an image is about to hold, and completes that.
+    pub(crate) fn settle(&self, meta: &mut Meta) -> Result<(), String> {
+        self.own.sockets.settle(meta)
+    }
+
     /// One step of the rebuild, on the calling thread: [`still::alone`].
     pub(crate) fn make(&mut self) -> Result<Word, String> {
+        if self.own.state == State::Busy {
+            self.own.state = State::after(self.own.sockets.rebuild(self.round, &self.own.input)?);
+        }
         for p in self.parts.iter_mut().filter(|p| p.state == State::Busy) {
             let (code, out) = still::alone(p.at, command::REBUILD, &p.input, self.round)?;
             p.state = match code {
@@ -172,19 +216,21 @@ impl Parts {
 
     /// What is to be said, once nobody is busy; once in a round.
     fn word(&mut self) -> Option<Word> {
-        if self.answered || self.parts.iter().any(|p| p.state == State::Busy) {
+        let states = || self.parts.iter().map(|p| &p.state).chain([&self.own.state]);
+        if self.answered || states().any(|s| *s == State::Busy) {
             return None;
         }
+        let speaks = states().any(|s| matches!(s, State::Speaks(_)));
         self.answered = true;
-        let speaks = self.parts.iter().any(|p| matches!(p.state, State::Speaks(_)));
         Some(if speaks { Word::Says(self.said()) } else { Word::Done })
     }
 
     fn said(&self) -> Said {
         let mut said = Said::default();
-        for p in &self.parts {
-            if let State::Speaks(out) = &p.state {
-                say(&p.name, out, &mut said);
+        let all = self.parts.iter().map(|p| (p.name.as_str(), &p.state));
+        for (name, state) in all.chain([(OWN, &self.own.state)]) {
+            if let State::Speaks(out) = state {
+                say(name, out, &mut said);
             }
         }
         said
@@ -276,8 +322,9 @@ mod tests {
     #[test]
     fn who_is_done_is_called_again_only_when_it_is_spoken_to() {
         let speaks = State::Speaks(still::from_items(&[(1, vec![5])]));
-        let mut all =
-            Parts { parts: vec![part("a", State::Done), part("b", speaks)], round: 1, answered: false };
+        let own = Own { sockets: Sockets::default(), input: Vec::new(), state: State::Done };
+        let parts = vec![part("a", State::Done), part("b", speaks)];
+        let mut all = Parts { own, parts, round: 1, answered: false };
         let Some(Word::Says(said)) = all.word() else { panic!() };
         assert_eq!(said.to, [(1, named("b", &[5]))]);
         assert_eq!(all.word(), None, "once in a round");

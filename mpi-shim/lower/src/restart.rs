@@ -32,7 +32,7 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     launch::install_handlers();
     launch::leave_rseq();
     restart::threads(&meta)?;
-    let mut parts = Parts::rebuild();
+    let mut parts = Parts::rebuild(&meta);
     let mut word = parts.make().map_err(Error::Rebuild)?;
     crate::control::running();
     while let Some((round, heard)) = crate::control::next_round(word).map_err(Error::Rebuild)? {
