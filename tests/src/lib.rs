@@ -4,7 +4,7 @@
 //! - [`process`]: a command with a time limit; the processes below one of ours.
 //! - [`cycle`]: the runs of one program: native, under Stillpoint, with checkpoints, killed and restarted; `case`: one such run.
 //! - [`store`]: what lies in a store meanwhile.
-//! - [`lab`]: a Slurm cluster of namespaces; [`solver`]: a program in it.
+//! - [`lab`]: a Slurm cluster of namespaces; [`solver`]: a program in it. [`vm`]: virtual machines with verbs.
 //!
 //! What a reader would get wrong: the binaries under test are those beside the test itself (`target/release` for a
 //! release test), never those found on `PATH`.
@@ -19,6 +19,7 @@ pub mod process;
 pub mod program;
 pub mod solver;
 pub mod store;
+pub mod vm;
 
 use std::path::{Path, PathBuf};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::Outcome;
-use crate::command::{run, succeeds};
+use crate::command::{root, run, succeeds};
 
 /// A Debian package, and a program of it by which it is recognised elsewhere (empty: cannot be told).
 const NEEDED: &[(&str, &str)] = &[
@@ -36,6 +36,21 @@ const LAB: &[(&str, &str)] = &[
     ("iproute2", "ip"),
 ];
 
+/// What the virtual machines are made of and run (`tests/labs/rdma-vm`).
+const GUESTS: &[(&str, &str)] = &[
+    ("qemu-system-x86", "qemu-system-x86_64"),
+    ("busybox-static", "busybox"),
+    ("kmod", "depmod"),
+    ("cpio", "cpio"),
+    ("binutils", "objcopy"),
+    ("xz-utils", "xz"),
+    ("iproute2", "ip"),
+    ("ibverbs-utils", "ibv_rc_pingpong"),
+    ("ibverbs-providers", ""),
+    ("rdmacm-utils", "rping"),
+    ("perftest", "ib_send_bw"),
+];
+
 /// Installs what is missing, or says what to install.
 pub(crate) fn setup() -> Outcome {
     have(NEEDED)
@@ -44,6 +59,15 @@ pub(crate) fn setup() -> Outcome {
 /// The same for the Slurm lab; without root there is none, and its tests say so.
 pub(crate) fn lab() -> Outcome {
     if is_root() { have(LAB) } else { Ok(()) }
+}
+
+/// The same for the virtual machines, and their kernel; without root there are none, and their tests say so.
+pub(crate) fn guests() -> Outcome {
+    if !is_root() {
+        return Ok(());
+    }
+    have(GUESTS)?;
+    run(Command::new(root().join("tests/labs/rdma-vm/rdma-vm")).arg("build"))
 }
 
 fn have(packages: &[(&'static str, &str)]) -> Outcome {

@@ -43,7 +43,7 @@ const AREAS: &[Area] = &[
         packages: &["stillpoint-slurm"],
         integration: &["slurm", "slurm_burst", "slurm_faults", "slurm_limits", "slurm_mpirun"],
     },
-    Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &[] },
+    Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &["rdma"] },
     Area { name: "store", packages: &["stillpoint-storage"], integration: &[] },
 ];
 
@@ -91,6 +91,9 @@ pub(crate) fn test(choice: Choice) -> Outcome {
     setup::setup()?;
     if choice.area.is_none_or(|area| area.name == "slurm") {
         setup::lab()?;
+    }
+    if choice.area.is_none_or(|area| area.name == "rdma") {
+        setup::guests()?;
     }
     build::build()?;
     let _sessions = sessions::ungrouped();

@@ -1,0 +1,38 @@
+# What the cases share: a job of two ranks started by hand, one on each guest, saved by node 0, ended everywhere and restarted.
+# STILLPOINT names the program, ROUNDS how long the case runs.
+set -u
+# /shared takes no sockets.
+export STILLPOINT_LOCAL_BASE=/tmp/local
+mkdir -p $STILLPOINT_LOCAL_BASE
+store=/shared/store job=case
+say() { echo "$(hostname): $*" >&2; }
+fail() { say "$*"; cat "$store"/*/agent.log 2>/dev/null | tail -n 40 >&2; rvm-rsh -stop; exit 1; }
+stillpoint() { "$STILLPOINT" --dir "$store" "$@"; }
+
+# begin RANK CMD...: a rank of the first start; `again RANK`: of the next one
+begin() { local rank=$1; shift; stillpoint exec --job $job --np 2 --rank "$rank" -- "$@" > /tmp/rank.out 2> /tmp/rank.err & }
+again() { stillpoint exec --job $job --np 2 --restart --rank "$1" > /tmp/rank.out 2> /tmp/rank.err & }
+
+# save NAME: node 0 has a checkpoint taken, and tries until there is one; the other waits
+save() {
+    if [ "$RVM_NODE" = 0 ]; then
+        local end=$((SECONDS + 240))
+        until stillpoint checkpoint $job > /tmp/asked 2>&1; do
+            kill -0 $! 2> /dev/null || { cat /tmp/rank.err >&2; fail "the rank has ended"; }
+            [ $SECONDS -lt $end ] || { cat /tmp/asked >&2; fail "no checkpoint"; }
+            sleep 0.5
+        done
+        say "checkpoint $(cat /tmp/asked)"
+    fi
+    rvm-barrier "$1" 300 || fail "the other guest has given up"
+}
+
+# end_all: SIGKILL for the rank here and the agent
+end_all() { rvm-kill stillpoint-rank stillpoint-agent; wait 2> /dev/null; }
+
+# finish: the rank ends well
+finish() {
+    local rc=0; wait $! || rc=$?
+    cat /tmp/rank.out; cat /tmp/rank.err >&2
+    return $rc
+}
