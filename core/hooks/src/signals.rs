@@ -83,6 +83,45 @@ fn again_if_read(uc: usize) {
     }
 }
 
+/// Calls that the kernel makes again by itself (SA_RESTART), and that would have ended with EINTR for a handler without that:
+/// read, write, readv, writev, connect, accept, sendto, recvfrom, sendmsg, recvmsg, wait4, flock, futex, waitid, accept4.
+const RESTARTED: [usize; 15] = [0, 1, 19, 20, 42, 43, 44, 45, 46, 47, 61, 73, 202, 247, 288];
+
+/// A signal of the application's that has come within the stop ends the call that the thread waits in, as it would have natively. The
+/// kernel, which has seen the stop signal alone, is about to make that call again, behind the handler.
+fn end_call_for_signal(uc: usize) {
+    const UC_SIGMASK: usize = 40 + 256;
+    const UC_R11: usize = 40 + 3 * 8;
+    const UC_RCX: usize = 40 + 14 * 8;
+    const UC_EFLAGS: usize = 40 + 17 * 8;
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    const SA_RESTART: u64 = 0x1000_0000;
+    let word = |at| core::ptr::with_exposed_provenance_mut::<usize>(uc + at);
+    // SAFETY: the kernel's ucontext_t. The instruction at rip is the next one, so its page is mapped.
+    unsafe {
+        let ip = word(UC_RIP).read();
+        // A call that was made has left its return address in rcx and the flags in r11: one that is only to be made is left alone.
+        let made = word(UC_RCX).read() == ip + 2 && word(UC_R11).read() == word(UC_EFLAGS).read();
+        if !made
+            || !RESTARTED.contains(&word(UC_RAX).read())
+            || core::ptr::with_exposed_provenance::<[u8; 2]>(ip).read() != SYSCALL
+        {
+            return;
+        }
+        let mut pending = 0u64;
+        sys!(nr::RT_SIGPENDING, &raw mut pending, 8);
+        let come = pending & !(word(UC_SIGMASK).read() as u64);
+        let ends = |n: usize| {
+            let s = &upper().sig[n];
+            come >> (n - 1) & 1 == 1 && s.handler.load(Relaxed) > 1 && s.flags.load(Relaxed) & SA_RESTART == 0
+        };
+        if come != 0 && (1..=64).any(ends) {
+            word(UC_RAX).write(errno::EINTR as usize);
+            word(UC_RIP).write(ip + 2);
+        }
+    }
+}
+
 extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
     let h = half();
     let fs = arch::fs();
@@ -119,6 +158,7 @@ extern "C" fn stop_handler(_sig: i32, _info: usize, uc: usize) {
             c => futex_wait(&rec.command, c),
         }
     }
+    end_call_for_signal(uc);
     rec.command.store(0, Relaxed);
     rec.parked.store(0, Release);
     futex_wake_all(&rec.parked);
