@@ -152,17 +152,21 @@ impl RunDir {
 
     /// Claims the next start of the job; at most one caller gets each number. The first start is 0 and needs no claim.
     pub fn claim_incarnation(&self) -> Result<u32> {
-        let dir = self.path.join("restarts");
         loop {
             let next = self.incarnation()? + 1;
-            match create_new(&dir.join(format!("{next:06}")), b"", true) {
-                Ok(()) => {
-                    sync_dir(&dir)?;
-                    return Ok(next);
-                }
-                Err(StoreError::Claimed { .. }) => {}
-                Err(e) => return Err(e),
+            if self.claim(next)? {
+                return Ok(next);
             }
+        }
+    }
+
+    /// Claims this start. `false`: another one has it.
+    pub fn claim(&self, start: u32) -> Result<bool> {
+        let dir = self.path.join("restarts");
+        match create_new(&dir.join(format!("{start:06}")), b"", true) {
+            Ok(()) => sync_dir(&dir).map(|()| true),
+            Err(StoreError::Claimed { .. }) => Ok(false),
+            Err(e) => Err(e),
         }
     }
 

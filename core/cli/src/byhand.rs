@@ -3,7 +3,9 @@
 //!
 //! ```text
 //!  <home>/NAME/run.json           written by the first to come
-//!              turn               flock: one at a time claims
+//!              restarts/000002    claimed by the first that goes on from a checkpoint (made new, as all claims here: locks may hold
+//!                                 on one node only, Lustre's `localflock`)
+//!              starts/000002.json from which; the others wait for it
 //!              ranks/000000/1     rank 1 of start 0: where it was started, and what
 //!              ranks/000002/0     of the start after the second restart
 //! ```
@@ -13,13 +15,11 @@
 //! Runs *next door* until the exec.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use stillpoint_coord::message::Presence;
 use stillpoint_storage::run::{RunDir, host, list_now};
@@ -75,6 +75,9 @@ struct Place {
     rank: u32,
 }
 
+/// How long a call waits for another one that has begun a start, and chooses its checkpoint.
+const BEGINS: Duration = Duration::from_secs(60);
+
 /// Becomes the rank; returns only when that fails.
 pub(crate) fn exec(
     home: &Home,
@@ -125,10 +128,7 @@ fn begin(
     let base = std::env::var_os(LOCAL_BASE).filter(|v| !v.is_empty()).map_or("/tmp".into(), PathBuf::from);
     let local =
         if base.as_os_str() == "none" { None } else { Some(local_dir(&base, &job.dir)?.into_os_string()) };
-    let place = {
-        let _turn = turn(&job)?;
-        claim(&job, args, size, command, json)?
-    };
+    let place = claim(&job, args, size, command, json)?;
     let claimed = folder(&job, place.incarnation).join(place.rank.to_string());
     let start = StartFile::read(&job.dir, place.incarnation)?;
     let [interval, mtbf] = rhythm(start.interval, start.auto, size);
@@ -178,49 +178,74 @@ fn found_or_made(
     home.named(name, &what)
 }
 
-/// Held while one claims.
-fn turn(job: &Job) -> Result<File, Error> {
-    let path = job.path("turn");
-    let file = private_file(&path, false).map_err(Error::io("open", &path))?;
-    flock(&file, FlockOperation::LockExclusive).map_err(|e| Error::io("lock", &path)(e.into()))?;
-    Ok(file)
-}
-
+/// Takes a rank, of a start that this call begins if there is none to take one of.
 fn claim(job: &Job, args: &JobArgs, size: u32, command: &[OsString], json: bool) -> Result<Place, Error> {
-    let last = RunDir::open(&job.dir)?.incarnation()?;
-    let free = |incarnation| free(job, incarnation, size, args.rank);
-    let name = &job.name;
-    let incarnation = if !args.restart {
-        if last != 0 || free(0)?.is_none() {
-            let which = args.rank.map_or_else(|| "all its ranks".into(), |r| format!("its rank {r}"));
-            return Err(Error::ByHand(format!(
-                "job {name} has {which} already; --restart goes on from its last checkpoint, and another job wants another name"
-            )));
-        }
-        let path = job.path("starts").join("000000.json");
-        if !path.exists() {
-            let what = job.description()?;
-            StartFile { interval: what.interval, auto: what.auto, ..StartFile::default() }.write(job)?;
-        }
-        0
-    } else if StartFile::read(&job.dir, last).is_ok_and(|s| s.restart.is_some())
-        && free(last)?.is_some()
-        && !is_over(job, last)
-    {
-        last
-    } else {
-        begin_again(job, json)?
-    };
-    let rank = free(incarnation)?.ok_or_else(|| Error::ByHand(format!("job {name} has no rank left")))?;
-    let path = folder(job, incarnation).join(rank.to_string());
     let come = Come {
         host: host(),
         pid: std::process::id(),
         command: command.iter().map(|w| w.to_string_lossy().into_owned()).collect(),
     };
-    let text = serde_json::to_vec(&come).map_err(|e| Error::Description(path.clone(), e))?;
-    private_file(&path, true).and_then(|mut f| f.write_all(&text)).map_err(Error::io("write", &path))?;
-    Ok(Place { incarnation, rank })
+    let until = Instant::now() + BEGINS;
+    loop {
+        let incarnation = if args.restart {
+            match start_again(job, args, size, Instant::now() < until, json)? {
+                Some(begun) => begun,
+                None => {
+                    std::thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
+            }
+        } else {
+            first_start(job, args, size)?
+        };
+        let Some(rank) = free(job, incarnation, size, args.rank)? else { continue };
+        let path = folder(job, incarnation).join(rank.to_string());
+        let text = serde_json::to_vec(&come).map_err(|e| Error::Description(path.clone(), e))?;
+        match private_file(&path, true).and_then(|mut f| f.write_all(&text)) {
+            Ok(()) => return Ok(Place { incarnation, rank }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::io("write", &path)(e)),
+        }
+    }
+}
+
+/// The start without a checkpoint, if there is a rank left in it.
+fn first_start(job: &Job, args: &JobArgs, size: u32) -> Result<u32, Error> {
+    if RunDir::open(&job.dir)?.incarnation()? != 0 || free(job, 0, size, args.rank)?.is_none() {
+        let which = args.rank.map_or_else(|| "all its ranks".into(), |r| format!("its rank {r}"));
+        return Err(Error::ByHand(format!(
+            "job {} has {which} already; --restart goes on from its last checkpoint, and another job wants another name",
+            job.name
+        )));
+    }
+    if !job.path("starts").join("000000.json").exists() {
+        let what = job.description()?;
+        StartFile { interval: what.interval, auto: what.auto, ..StartFile::default() }.write(job)?;
+    }
+    Ok(0)
+}
+
+/// The start from a checkpoint that waits for ranks, or a new one. `None`: look again; another call is about to begin one.
+fn start_again(
+    job: &Job,
+    args: &JobArgs,
+    size: u32,
+    patient: bool,
+    json: bool,
+) -> Result<Option<u32>, Error> {
+    let last = RunDir::open(&job.dir)?.incarnation()?;
+    // As it is now, also on a network file system.
+    list_now(&job.path("starts"))?;
+    match StartFile::read(&job.dir, last) {
+        Ok(s) => {
+            let joins =
+                s.restart.is_some() && free(job, last, size, args.rank)?.is_some() && !is_over(job, last);
+            if joins { Ok(Some(last)) } else { begin_again(job, last, json) }
+        }
+        // Claimed, and the checkpoint is being chosen; or that came to nothing.
+        Err(_) if patient && last > 0 => Ok(None),
+        Err(_) => begin_again(job, last, json),
+    }
 }
 
 fn folder(job: &Job, incarnation: u32) -> PathBuf {
@@ -260,10 +285,8 @@ fn is_over(job: &Job, incarnation: u32) -> bool {
     })
 }
 
-/// The next start, from the newest checkpoint.
-fn begin_again(job: &Job, json: bool) -> Result<u32, Error> {
-    let run = RunDir::open(&job.dir)?;
-    let last = run.incarnation()?;
+/// The start after `last`, from the newest checkpoint. `None`: another call has begun it.
+fn begin_again(job: &Job, last: u32, json: bool) -> Result<Option<u32>, Error> {
     let mut still = here(job, last);
     // Its agent may be about to notice.
     let until = Instant::now() + Duration::from_secs(3);
@@ -283,12 +306,16 @@ fn begin_again(job: &Job, json: bool) -> Result<u32, Error> {
         return Err(Error::NoCheckpoint(job.name.clone(), String::new()));
     }
     // Before the choice: from here on no agent of the former start commits anything (INV-4).
-    let incarnation = drain::claim(job, json)?;
+    drain::wait(job, json);
+    let incarnation = last + 1;
+    if !RunDir::open(&job.dir)?.claim(incarnation)? {
+        return Ok(None);
+    }
     let from = newest(job, json)?;
     let what = job.description()?;
     let start = StartFile { incarnation, interval: what.interval, auto: what.auto, ..StartFile::default() };
     start.at(Some(&from)).write(job)?;
-    Ok(incarnation)
+    Ok(Some(incarnation))
 }
 
 impl Home {
