@@ -38,7 +38,8 @@ impl Streams {
     }
 }
 
-fn is_lower_fd(n: i32) -> bool {
+/// Whether the lower half has noted this descriptor.
+pub fn is_lower_fd(n: i32) -> bool {
     let n = n.unsigned_abs() as usize;
     half().lower_fds.get(n / 64).is_some_and(|w| w.load(Relaxed) >> (n % 64) & 1 == 1)
 }
@@ -195,15 +196,19 @@ pub fn connections(streams: &Streams) -> Result<Vec<(i32, Tcp)>, String> {
 
 /// Why this process cannot be saved now; empty if it can. Looks only, so it may run while the application does.
 pub fn reasons(streams: &Streams) -> Vec<String> {
-    // On a thread with a table of descriptors of its own: the application counts on getting the lowest free number, and
-    // must not find one of ours there. It has the descriptors of the moment in which it began.
+    apart(|| look(streams))
+        .unwrap_or_else(|| vec!["the process cannot be looked at: no thread can be made".to_string()])
+}
+
+/// On a thread with a table of descriptors of its own: the application counts on getting the lowest free number, and must not
+/// find one of ours there. It has the descriptors of the moment in which it began. `None`: no thread can be made.
+pub fn apart<T: Send>(f: impl FnOnce() -> T + Send) -> Option<T> {
     std::thread::scope(|s| {
-        let looking = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(s, || {
+        let thread = std::thread::Builder::new().stack_size(256 << 10).spawn_scoped(s, || {
             go_apart();
-            look(streams)
+            f()
         });
-        let lost = || vec!["the process cannot be looked at: no thread can be made".to_string()];
-        looking.map_or_else(|_| lost(), |t| t.join().unwrap_or_else(|_| lost()))
+        thread.ok()?.join().ok()
     })
 }
 

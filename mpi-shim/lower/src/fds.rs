@@ -10,8 +10,11 @@
 #![allow(unsafe_code, reason = "takes the place of libc's functions")]
 
 use std::ffi::{c_char, c_int, c_void};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use stillpoint_capture::gather;
 use stillpoint_sys::{half, raw, sys};
 
 const ROOM: usize = 128 * 64;
@@ -41,7 +44,7 @@ fn identity(n: c_int) -> u64 {
 fn set(n: c_int, to: bool) {
     let Ok(k) = usize::try_from(n) else { return };
     // The numbers of a thread with a table of its own mean nothing to the application.
-    if k >= ROOM || READY.load(Relaxed) == 0 || stillpoint_capture::gather::is_apart() {
+    if k >= ROOM || READY.load(Relaxed) == 0 || gather::is_apart() {
         return;
     }
     let w = &half().lower_fds[k / 64];
@@ -58,8 +61,31 @@ fn note(n: c_int) {
     set(n, true);
 }
 
-/// Drops the notes of descriptors that have become something else. Before a checkpoint looks at descriptors.
+/// Drops the notes of descriptors that have become something else, and notes what a driver made. Before a checkpoint looks
+/// at descriptors.
 pub(crate) fn prune() {
+    stale();
+    events();
+}
+
+/// The verbs' channels of events: made by the driver, within an ioctl or a write to the device (`ib_uverbs`). They are the lower
+/// half's where the application has no such device open.
+fn events() {
+    let made = gather::apart(|| {
+        let numbers = fs::read_dir("/proc/thread-self/fd").into_iter().flatten().flatten();
+        let open: Vec<(c_int, PathBuf)> = numbers
+            .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .filter(|n| !gather::is_lower_fd(*n))
+            .filter_map(|n| Some((n, fs::read_link(format!("/proc/thread-self/fd/{n}")).ok()?)))
+            .collect();
+        let own_device = open.iter().any(|(_, path)| path.starts_with("/dev/infiniband"));
+        let event = |path: &Path| !own_device && path == Path::new("anon_inode:[infinibandevent]");
+        open.into_iter().filter(|(_, path)| event(path)).map(|(n, _)| n).collect::<Vec<_>>()
+    });
+    made.into_iter().flatten().for_each(note);
+}
+
+fn stale() {
     for (i, w) in half().lower_fds.iter().enumerate() {
         let mut bits = w.load(Relaxed);
         while bits != 0 {
