@@ -47,7 +47,7 @@ fn mpi_over_verbs_goes_on_over_other_devices() {
         Err(lack) => return skipped(&lack),
     };
     let Some(guests) = Guests::new("mpi") else { return };
-    let environment = [("PROGRAM", words[0].as_str()), ("ROUNDS", "300")];
+    let environment = [("PROGRAM", words[0].as_str()), ("ROUNDS", "3000")];
     let [one, _] = guests.pair("cases/mpi.sh", &environment, LIMIT);
     assert_eq!(one.said.matches("node0: checkpoint ").count(), 2, "{one:?}");
     result(&one);

@@ -10,8 +10,9 @@ fail() { say "$*"; cat "$store"/*/agent.log 2>/dev/null | tail -n 40 >&2; rvm-rs
 stillpoint() { "$STILLPOINT" --dir "$store" "$@"; }
 
 # begin RANK CMD...: a rank of the first start; `again RANK`: of the next one
-begin() { local rank=$1; shift; stillpoint exec --job $job --np 2 --rank "$rank" -- "$@" > /tmp/rank.out 2> /tmp/rank.err & }
-again() { stillpoint exec --job $job --np 2 --restart --rank "$1" > /tmp/rank.out 2> /tmp/rank.err & }
+# (by pipes: a file would be saved, which the other guest does not have)
+begin() { local rank=$1; shift; stillpoint exec --job $job --np 2 --rank "$rank" -- "$@" > >(cat >> /tmp/rank.out) 2> >(cat >> /tmp/rank.err) & }
+again() { stillpoint exec --job $job --np 2 --restart --rank "$1" > >(cat >> /tmp/rank.out) 2> >(cat >> /tmp/rank.err) & }
 
 # save NAME: node 0 has a checkpoint taken, and tries until there is one; the other waits
 save() {
@@ -33,6 +34,7 @@ end_all() { rvm-kill stillpoint-rank stillpoint-agent; wait 2> /dev/null; }
 # finish: the rank ends well
 finish() {
     local rc=0; wait $! || rc=$?
+    sleep 0.5
     cat /tmp/rank.out; cat /tmp/rank.err >&2
     return $rc
 }
