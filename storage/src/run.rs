@@ -143,7 +143,8 @@ impl RunDir {
 
     pub(crate) fn replace(&self, name: &str, bytes: &[u8], durable: bool) -> Result<()> {
         let path = self.path.join(name);
-        let new = self.path.join(format!(".{name}.{}", std::process::id()));
+        // Two nodes may have the same number for a process.
+        let new = self.path.join(format!(".{name}.{}.{}", host(), std::process::id()));
         let _ = std::fs::remove_file(&new);
         create_new(&new, bytes, durable)?;
         std::fs::rename(&new, &path).at("replace", &path)?;
