@@ -6,7 +6,7 @@ use crate::tcp;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Phase, Process, Region, Signals, Tcp, Thread};
 use stillpoint_sys::raw::{getpid, monotonic_ns, nr};
@@ -22,9 +22,8 @@ pub struct Streams(Vec<(i32, u64, u64)>);
 impl Streams {
     /// Looks at all descriptors.
     pub fn look() -> Streams {
-        let numbers = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
         let id = |n: i32| fs::metadata(format!("/proc/self/fd/{n}")).ok().map(|m| (n, m.dev(), m.ino()));
-        Streams(numbers.filter_map(|e| id(e.file_name().to_str()?.parse().ok()?)).collect())
+        Streams(numbers().into_iter().flatten().filter_map(id).collect())
     }
 
     fn has(&self, num: i32, m: &fs::Metadata) -> bool {
@@ -38,8 +37,20 @@ impl Streams {
     }
 }
 
+/// Numbers in the calling thread's table of descriptors; one of them, which is closed again, was for the listing itself.
+fn numbers() -> std::io::Result<Vec<i32>> {
+    let dir = fs::read_dir("/proc/thread-self/fd")?;
+    Ok(dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Descriptors that the lower half has not noted, in the calling thread's table, and what /proc/PID/fd shows of them.
+pub fn unnoted() -> Vec<(i32, PathBuf)> {
+    let link = |n: i32| Some((n, fs::read_link(format!("/proc/thread-self/fd/{n}")).ok()?));
+    numbers().into_iter().flatten().filter(|n| !is_lower_fd(*n)).filter_map(link).collect()
+}
+
 /// Whether the lower half has noted this descriptor.
-pub fn is_lower_fd(n: i32) -> bool {
+fn is_lower_fd(n: i32) -> bool {
     let n = n.unsigned_abs() as usize;
     half().lower_fds.get(n / 64).is_some_and(|w| w.load(Relaxed) >> (n % 64) & 1 == 1)
 }
@@ -70,15 +81,11 @@ fn fds(streams: &Streams, copy: bool, reasons: &mut Vec<String>) -> Vec<Fd> {
     let mut out: Vec<Fd> = Vec::new();
     let own_proc = format!("/proc/{}/", getpid());
     let node = tcp::node();
-    let Ok(dir) = fs::read_dir("/proc/thread-self/fd") else {
+    let Ok(mut numbers) = numbers() else {
         reasons.push("/proc/thread-self/fd cannot be read".into());
         return out;
     };
-    let mut numbers: Vec<i32> = dir
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .filter(|n| !is_lower_fd(*n))
-        .collect();
+    numbers.retain(|n| !is_lower_fd(*n));
     numbers.sort_unstable();
     for num in numbers {
         let link = format!("/proc/thread-self/fd/{num}");
@@ -235,9 +242,7 @@ pub fn go_apart_bare() {
     } else {
         // Before Linux 5.9.
         go_apart();
-        let numbers = fs::read_dir("/proc/thread-self/fd").into_iter().flatten().flatten();
-        let numbers: Vec<i32> = numbers.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-        for n in numbers.into_iter().filter(|_| is_apart()) {
+        for n in numbers().into_iter().flatten().filter(|_| is_apart()) {
             // SAFETY: as above.
             unsafe { libc::close(n) };
         }

@@ -10,8 +10,7 @@
 #![allow(unsafe_code, reason = "takes the place of libc's functions")]
 
 use std::ffi::{c_char, c_int, c_void};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use stillpoint_capture::gather;
@@ -72,12 +71,7 @@ pub(crate) fn prune() {
 /// half's where the application has no such device open.
 fn events() {
     let made = gather::apart(|| {
-        let numbers = fs::read_dir("/proc/thread-self/fd").into_iter().flatten().flatten();
-        let open: Vec<(c_int, PathBuf)> = numbers
-            .filter_map(|e| e.file_name().to_str()?.parse().ok())
-            .filter(|n| !gather::is_lower_fd(*n))
-            .filter_map(|n| Some((n, fs::read_link(format!("/proc/thread-self/fd/{n}")).ok()?)))
-            .collect();
+        let open = gather::unnoted();
         let own_device = open.iter().any(|(_, path)| path.starts_with("/dev/infiniband"));
         let event = |path: &Path| !own_device && path == Path::new("anon_inode:[infinibandevent]");
         open.into_iter().filter(|(_, path)| event(path)).map(|(n, _)| n).collect::<Vec<_>>()
