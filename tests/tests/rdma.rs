@@ -1,4 +1,4 @@
-//! Two machines with the kernel's own verbs, virtual ones: what runs there natively, and what is saved and restarted.
+//! Two machines with the kernel's own verbs, virtual ones: what runs there natively, and what is saved and restarted. Runs *next door*.
 #![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
 use std::time::Duration;
