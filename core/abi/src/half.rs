@@ -57,7 +57,7 @@ pub const BRK_END: usize = 0x1100_0000_0000;
 pub const MAPS_START: usize = 0x1100_0000_0000;
 
 /// First bytes of both pages; the version changes with their layout.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"stillpt\x03");
+pub const MAGIC: u64 = u64::from_le_bytes(*b"stillpt\x04");
 
 /// Threads of the upper half that a rank can have.
 pub const MAX_THREADS: usize = 1024;
@@ -382,6 +382,8 @@ pub struct Upper {
     pub excluded: [[AtomicU64; 2]; 256],
     /// Number of those.
     pub n_excluded: AtomicU32,
+    /// Bit n: descriptor n stands for something below, and its plugin makes it again.
+    pub plugin_fds: [AtomicU64; 128],
 }
 
 impl Upper {

@@ -116,7 +116,11 @@ impl Slot {
         self.0
     }
 
-    pub(crate) fn of(number: usize) -> Result<Slot, Error> {
+    /// The one with this number.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`]: there is none.
+    pub fn of(number: usize) -> Result<Slot, Error> {
         if !active() {
             return Err(Error::NotActive);
         }

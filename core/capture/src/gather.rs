@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Phase, Process, Region, Signals, Tcp, Thread};
 use stillpoint_sys::raw::{getpid, monotonic_ns, nr};
@@ -52,7 +53,9 @@ pub fn unnoted() -> Vec<(i32, PathBuf)> {
 /// Whether the lower half has noted this descriptor.
 fn is_lower_fd(n: i32) -> bool {
     let n = n.unsigned_abs() as usize;
-    half().lower_fds.get(n / 64).is_some_and(|w| w.load(Relaxed) >> (n % 64) & 1 == 1)
+    let is =
+        |words: &[AtomicU64; 128]| words.get(n / 64).is_some_and(|w| w.load(Relaxed) >> (n % 64) & 1 == 1);
+    is(&half().lower_fds) || is(&upper().plugin_fds)
 }
 
 /// Mappings of the upper half, from a listing of `/proc/self/maps`.

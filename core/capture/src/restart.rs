@@ -291,6 +291,21 @@ pub fn descriptors(m: &Meta) -> Result<(), Error> {
             unsafe { sys!(nr::CLOSE, fd) };
         }
     }
+    // Numbers that plugins will fill again; nothing of ours may get one before.
+    let plugins = upper().plugin_fds.iter().zip(0i32..).flat_map(|(w, at)| {
+        let word = w.load(Relaxed);
+        (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| at * 64 + bit)
+    });
+    for num in plugins {
+        // SAFETY: a terminated path; our own descriptor.
+        unsafe {
+            let fd = sys!(nr::OPEN, c"/dev/null".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) as i32;
+            if fd != num {
+                sys!(nr::DUP3, fd, num, libc::O_CLOEXEC);
+                sys!(nr::CLOSE, fd);
+            }
+        }
+    }
     for a in aside {
         // SAFETY: copies made above.
         unsafe { sys!(nr::CLOSE, a) };
