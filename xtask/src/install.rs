@@ -18,6 +18,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::Outcome;
 use crate::command::{cargo, root, run, target};
@@ -40,6 +41,7 @@ const BUILT: &[Piece] = &[
     piece("release/stillpoint-agent", "libexec/stillpoint/stillpoint-agent", 0o755),
     piece("release/libstillpoint_hooks.so", "libexec/stillpoint/libstillpoint_hooks.so", 0o755),
     piece("release/libstillpoint_mpi_ompi.so", "libexec/stillpoint/libstillpoint_mpi_ompi.so", 0o755),
+    piece("release/libstillpoint_ibverbs.so", "libexec/stillpoint/libstillpoint_ibverbs.so", 0o755),
     piece("release/libstillpoint.so", "lib/libstillpoint.so", 0o755),
     piece("plugin/libstillpoint_slurm.so", "lib/stillpoint/stillpoint-spank.so", 0o755),
 ];
@@ -83,7 +85,22 @@ pub(crate) fn install(words: &[&str]) -> Outcome {
 /// What is installed, and no more: neither MPI headers nor the tests' programs are needed.
 pub(crate) fn build() -> Outcome {
     run(cargo().args(["build", "--release"]))?;
+    verbs("libstillpoint_ibverbs.a", "libstillpoint_ibverbs.so")?;
     plugin()
+}
+
+/// A library in the place of libibverbs.so.1, of this archive. Symbols with versions need the linker's script, of which rustc gives a
+/// library one of its own.
+pub(crate) fn verbs(archive: &str, library: &str) -> Outcome {
+    let (built, sources) = (target().join("release"), root().join("ib-plugin"));
+    run(Command::new("cc")
+        .args(["-shared", "-o"])
+        .arg(built.join(library))
+        .args(["-Wl,-soname,libibverbs.so.1", "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,-z,relro,-z,now"])
+        .arg(format!("-Wl,--version-script={}", sources.join("verbs.map").display()))
+        .arg("-Wl,--whole-archive")
+        .arg(built.join(archive))
+        .args(["-Wl,--no-whole-archive", "-lgcc_s", "-lc"]))
 }
 
 /// The Slurm plugin. A profile of its own: it must be able to catch a panic.

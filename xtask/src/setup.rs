@@ -16,6 +16,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("openmpi-bin", "mpirun"),
     ("libopenmpi-dev", "mpicc"),
     ("libclang-dev", ""),
+    ("libibverbs-dev", ""),
+    ("librdmacm-dev", ""),
     ("lammps", "lmp"),
     ("python3-mpi4py", ""),
     ("python3-numpy", ""),

@@ -189,8 +189,11 @@ fn environment() -> Vec<Vec<u8>> {
         std::env::var_os(USER_PRELOAD).or_else(|| std::env::var_os("LD_PRELOAD")).filter(|v| !v.is_empty());
     let mut envp: Vec<Vec<u8>> =
         settings(|k| k != "LD_PRELOAD" && k != USER_PRELOAD).map(CString::into_bytes).collect();
-    let front = part("libstillpoint_mpi_ompi.so").ok();
-    let all: Vec<&OsStr> = front.as_deref().map(Path::as_os_str).into_iter().chain(user.as_deref()).collect();
+    let fronts: Vec<PathBuf> = ["libstillpoint_mpi_ompi.so", "libstillpoint_ibverbs.so"]
+        .iter()
+        .filter_map(|f| part(f).ok())
+        .collect();
+    let all: Vec<&OsStr> = fronts.iter().map(|f| f.as_os_str()).chain(user.as_deref()).collect();
     if !all.is_empty() {
         let joined: Vec<&[u8]> = all.iter().map(|p| p.as_bytes()).collect();
         envp.push(setting(b"LD_PRELOAD", &joined.join(&b':')));

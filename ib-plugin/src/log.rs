@@ -1,0 +1,224 @@
+//! The logs of all queues, and what a completion means to the application.
+//!
+//! What a reader would get wrong: a completion is found by its token, not by the number of its queue pair; but for one of a shared
+//! receive queue, whose token does not say by which queue pair the message has come.
+
+use std::cell::UnsafeCell;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+
+use rdma_sys::{ibv_sge, ibv_wc, ibv_wc_status};
+
+#[cfg(not(test))]
+use stillpoint_loader::switch::Front;
+
+use crate::address;
+pub(crate) use crate::requests::{Receives, Sends};
+use crate::ring::{Kind, Token};
+
+/// A lock whose holder cannot be stopped: what it guards is wanted at the still point.
+#[derive(Debug, Default)]
+pub(crate) struct Lock<T> {
+    taken: AtomicU32,
+    of: UnsafeCell<T>,
+}
+
+// SAFETY: `with` gives it to one thread at a time.
+unsafe impl<T: Send> Sync for Lock<T> {}
+// SAFETY: it owns what it holds.
+unsafe impl<T: Send> Send for Lock<T> {}
+
+impl<T> Lock<T> {
+    pub(crate) const fn new(of: T) -> Lock<T> {
+        Lock { taken: AtomicU32::new(0), of: UnsafeCell::new(of) }
+    }
+
+    /// Alone with it.
+    #[inline]
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
+        #[cfg(not(test))]
+        let _front = Front::enter();
+        let mut tries = 0u32;
+        while self.taken.compare_exchange_weak(0, 1, Acquire, Relaxed).is_err() {
+            tries += 1;
+            if tries % 64 == 0 {
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+        // SAFETY: this thread has taken it.
+        let r = f(unsafe { &mut *self.of.get() });
+        self.taken.store(0, Release);
+        r
+    }
+}
+
+/// The logs of a queue pair, or of a shared receive queue.
+pub(crate) struct Queue {
+    /// What the application knows the queue pair by.
+    pub(crate) qp_num: AtomicU32,
+    pub(crate) sends: Lock<Option<Sends>>,
+    pub(crate) receives: Lock<Option<Receives>>,
+    /// Messages of the other end that have taken a receive.
+    pub(crate) received: AtomicU64,
+    /// A request has failed: no other one will succeed.
+    pub(crate) broken: AtomicBool,
+    pub(crate) datagram: AtomicBool,
+    /// Numbers that no request of this place has had: completions of one that is gone may still lie in a queue.
+    pub(crate) next_send: AtomicU64,
+    pub(crate) next_receive: AtomicU64,
+}
+
+impl Queue {
+    fn new() -> Queue {
+        Queue {
+            qp_num: AtomicU32::new(0),
+            sends: Lock::new(None),
+            receives: Lock::new(None),
+            received: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            datagram: AtomicBool::new(false),
+            next_send: AtomicU64::new(0),
+            next_receive: AtomicU64::new(0),
+        }
+    }
+
+    /// A queue pair that begins anew.
+    pub(crate) fn reset(&self) {
+        self.sends.with(|s| s.as_mut().map(Sends::reset));
+        self.receives.with(|r| r.as_mut().map(Receives::reset));
+        self.received.store(0, Relaxed);
+        self.broken.store(false, Relaxed);
+    }
+
+    /// Where a datagram has come from, as the application knows it. `at`: the first element of what has received it.
+    fn source(&self, wc: &mut ibv_wc, at: Option<ibv_sge>) {
+        let well = wc.status == ibv_wc_status::IBV_WC_SUCCESS;
+        if well && self.datagram.load(Relaxed) && address::changed() {
+            let header = at.filter(|s| s.length >= 40);
+            let header = header.map(|s| std::ptr::with_exposed_provenance::<[u8; 40]>(s.addr as usize));
+            // SAFETY: the application's buffer, which a datagram has just filled.
+            address::source(wc, header.map(|h| unsafe { &*h }));
+        }
+    }
+
+    /// The outcome of a request, or of a receive.
+    fn note(&self, wc: &ibv_wc, receives: bool) {
+        if wc.status != ibv_wc_status::IBV_WC_SUCCESS {
+            self.broken.store(true, Relaxed);
+        } else if receives {
+            self.received.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Places of queue pairs by their context and number below: a completion of a shared receive names no other.
+static NUMBERS: Lock<BTreeMap<(u64, u32), u32>> = Lock::new(BTreeMap::new());
+
+/// A queue pair has this number below.
+pub(crate) fn number(context: u64, number: u32, place: u32) {
+    NUMBERS.with(|all| _ = all.insert((context, number), place));
+}
+
+/// It has it no more.
+pub(crate) fn forget(context: u64, number: u32) {
+    NUMBERS.with(|all| _ = all.remove(&(context, number)));
+}
+
+/// After a restart.
+pub(crate) fn forget_numbers() {
+    NUMBERS.with(BTreeMap::clear);
+}
+
+const CHUNK: usize = 1024;
+type Chunk = [AtomicPtr<Queue>; CHUNK];
+/// All of them, by place: places are in tokens. A chunk stays for ever, and so does what is in it: somebody may just look there.
+static CHUNKS: [AtomicPtr<Chunk>; (1 << 24) / CHUNK] =
+    [const { AtomicPtr::new(std::ptr::null_mut()) }; (1 << 24) / CHUNK];
+static FREE: Lock<Vec<u32>> = Lock::new(Vec::new());
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// A new one. `None`: there are sixteen million.
+pub(crate) fn enter() -> Option<(u32, &'static Queue)> {
+    let place = FREE.with(Vec::pop).or_else(|| u32::try_from(USED.fetch_add(1, Relaxed)).ok())?;
+    let chunk = CHUNKS.get(place as usize / CHUNK)?;
+    if chunk.load(Acquire).is_null() {
+        let new: Box<Chunk> = Box::new([const { AtomicPtr::new(std::ptr::null_mut()) }; CHUNK]);
+        let new = Box::into_raw(new);
+        if chunk.compare_exchange(std::ptr::null_mut(), new, Release, Acquire).is_err() {
+            // SAFETY: made here, and nobody has it.
+            drop(unsafe { Box::from_raw(new) });
+        }
+    }
+    if let Some(queue) = queue(place) {
+        return Some((place, queue));
+    }
+    let queue = Box::into_raw(Box::new(Queue::new()));
+    // SAFETY: both live for ever.
+    unsafe {
+        (*chunk.load(Acquire)).get(place as usize % CHUNK)?.store(queue, Release);
+        Some((place, &*queue))
+    }
+}
+
+fn at(place: u32) -> Option<&'static AtomicPtr<Queue>> {
+    let chunk = CHUNKS.get(place as usize / CHUNK)?.load(Acquire);
+    // SAFETY: a chunk lives for ever.
+    unsafe { chunk.as_ref() }?.get(place as usize % CHUNK)
+}
+
+/// The one at this place.
+pub(crate) fn queue(place: u32) -> Option<&'static Queue> {
+    // SAFETY: it lives for ever.
+    unsafe { at(place)?.load(Acquire).as_ref() }
+}
+
+/// Its object is destroyed.
+pub(crate) fn leave(place: u32) {
+    let Some(q) = queue(place) else { return };
+    if let Some(s) = q.sends.with(Option::take) {
+        q.next_send.store(s.next(), Relaxed);
+    }
+    if let Some(r) = q.receives.with(Option::take) {
+        q.next_receive.store(r.next(), Relaxed);
+    }
+    q.reset();
+    q.datagram.store(false, Relaxed);
+    FREE.with(|f| f.push(place));
+}
+
+/// What a completion of this context is to the application; false: nothing.
+pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> bool {
+    let token = Token::of(wc.wr_id);
+    let Some(q) = queue(token.queue) else { return false };
+    match token.kind {
+        Kind::Send => {
+            let wants = q.sends.with(|s| s.as_mut().and_then(|s| s.complete(wc, token.number)));
+            if wants.is_some() {
+                wc.qp_num = q.qp_num.load(Relaxed);
+                q.note(wc, false);
+            }
+            wants.unwrap_or(false)
+        }
+        Kind::Receive => {
+            let at = q.receives.with(|r| r.as_mut().and_then(|r| r.complete(wc, token.number)));
+            if at.is_some() {
+                wc.qp_num = q.qp_num.load(Relaxed);
+                q.note(wc, true);
+                q.source(wc, at);
+            }
+            at.is_some()
+        }
+        Kind::Shared => {
+            let at = q.receives.with(|r| r.as_mut().and_then(|r| r.complete(wc, token.number)));
+            let place = NUMBERS.with(|all| all.get(&(context, wc.qp_num)).copied());
+            if let Some(pair) = place.and_then(queue).filter(|_| at.is_some()) {
+                wc.qp_num = pair.qp_num.load(Relaxed);
+                pair.note(wc, true);
+                pair.source(wc, at);
+            }
+            at.is_some()
+        }
+    }
+}

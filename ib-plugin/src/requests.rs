@@ -1,0 +1,480 @@
+//! What was posted to one queue, until its completion is seen, and posts it again: the log of a send queue, and of a receive queue.
+//!
+//! All work is signaled below, so that it is known what has happened (INV-2): a completion that the application did not ask for is
+//! swallowed. The `wr_id` below is ours ([`Token`]), the application's stands in the log, with a copy of the request as the
+//! application has it: what has not happened at a checkpoint is posted again after a restart.
+//!
+//! What a reader would get wrong: data that is sent inline is the application's again as soon as it was posted, so it is copied as
+//! well; other data is the queue's until the completion.
+
+use rdma_sys::{ibv_qp_cap, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status, ibv_wr_opcode};
+
+use crate::keys;
+use crate::ring::{Kind, NUMBER_BITS, Ring, Token};
+
+/// IBV_SEND_SIGNALED, IBV_SEND_INLINE.
+const SIGNALED: u32 = 2;
+const INLINE: u32 = 8;
+
+/// A send request.
+pub(crate) struct Sent {
+    /// The application's.
+    id: u64,
+    wants: bool,
+    /// As the application has it, with its keys and handles; but for `sg_list`, `wr_id` and `next`, which are ours.
+    own: ibv_send_wr,
+    sges: Box<[ibv_sge]>,
+    inline: Box<[u8]>,
+    /// For the device.
+    wr: ibv_send_wr,
+    there: Box<[ibv_sge]>,
+}
+
+// SAFETY: pointers of the application's, which are its to use from any thread.
+unsafe impl Send for Sent {}
+
+const NO_SGE: ibv_sge = ibv_sge { addr: 0, length: 0, lkey: 0 };
+
+/// The log of a send queue.
+pub(crate) struct Sends {
+    queue: u32,
+    all_signaled: bool,
+    datagram: bool,
+    ring: Ring<Sent>,
+    /// Those that have taken a receive of the other end.
+    done: u64,
+}
+
+impl Sends {
+    /// `first`: the number of the first request, which no other one of this place has had.
+    pub(crate) fn new(queue: u32, first: u64, cap: &ibv_qp_cap, all_signaled: bool, datagram: bool) -> Sends {
+        let (sges, inline) = (cap.max_send_sge, cap.max_inline_data);
+        let slot = || Sent {
+            id: 0,
+            wants: false,
+            // SAFETY: numbers and null pointers.
+            own: unsafe { std::mem::zeroed() },
+            sges: vec![NO_SGE; sges as usize].into(),
+            inline: vec![0; inline as usize].into(),
+            // SAFETY: as above.
+            wr: unsafe { std::mem::zeroed() },
+            there: vec![NO_SGE; sges as usize].into(),
+        };
+        Sends {
+            queue,
+            all_signaled,
+            datagram,
+            ring: Ring::new(cap.max_send_wr as usize, first, slot),
+            done: 0,
+        }
+    }
+
+    /// Copies a list of requests, each behind the one before, and returns the first copy, with its number. `translate` puts real
+    /// things for the application's. `Err`: how many there was room for, and why not for more; those are in the list.
+    ///
+    /// # Safety
+    /// The application's list, as for ibv_post_send(3).
+    pub(crate) unsafe fn copy(
+        &mut self,
+        mut wr: *mut ibv_send_wr,
+        mut translate: impl FnMut(&mut ibv_send_wr),
+    ) -> (*mut ibv_send_wr, u64, Result<(), i32>) {
+        let first = self.ring.next();
+        let (mut head, mut last): (*mut ibv_send_wr, *mut ibv_send_wr) = Default::default();
+        let mut result = Ok(());
+        while !wr.is_null() {
+            // SAFETY: the caller's promise.
+            let from = unsafe { &*wr };
+            let n = usize::try_from(from.num_sge).unwrap_or(usize::MAX);
+            let (queue, all, datagram) = (self.queue, self.all_signaled, self.datagram);
+            let Some((number, slot)) = self.ring.push() else {
+                result = Err(libc::ENOMEM);
+                break;
+            };
+            // SAFETY: as many as it says, if the queue takes so many.
+            let copied = n <= slot.sges.len() && unsafe { slot.fill(wr, n) };
+            if !copied {
+                self.ring.take_back(number);
+                result = Err(libc::EINVAL);
+                break;
+            }
+            slot.wants = all || from.send_flags & SIGNALED != 0;
+            slot.own.wr_id = Token { kind: Kind::Send, queue, number }.pack();
+            slot.own.send_flags |= SIGNALED;
+            slot.own.next = std::ptr::null_mut();
+            let this = slot.for_device(datagram, &mut translate);
+            if last.is_null() {
+                head = this;
+            } else {
+                // SAFETY: the slot before, which is open.
+                unsafe { (*last).next = this };
+            }
+            last = this;
+            wr = from.next;
+        }
+        (head, first, result)
+    }
+
+    /// Logs what is posted otherwise, and makes it signaled and ours.
+    pub(crate) fn note(&mut self, id: &mut u64, flags: &mut u32) -> Option<u64> {
+        let (queue, all) = (self.queue, self.all_signaled);
+        let (number, slot) = self.ring.push()?;
+        (slot.id, slot.wants) = (*id, all || *flags & SIGNALED != 0);
+        slot.own.opcode = ibv_wr_opcode::IBV_WR_BIND_MW;
+        *id = Token { kind: Kind::Send, queue, number }.pack();
+        *flags |= SIGNALED;
+        Some(number)
+    }
+
+    /// The number of the request whose copy this is.
+    pub(crate) fn number(&self, copy: *const ibv_send_wr) -> Option<u64> {
+        let is = |s: &Sent| std::ptr::eq(&raw const s.wr, copy) || std::ptr::eq(&raw const s.own, copy);
+        self.ring.each().find(|(_, s)| is(s)).map(|(n, _)| n)
+    }
+
+    /// The number that the next request will have.
+    pub(crate) fn next(&self) -> u64 {
+        self.ring.next()
+    }
+
+    /// This one and those behind it were not posted.
+    pub(crate) fn take_back(&mut self, number: u64) {
+        self.ring.take_back(number);
+    }
+
+    /// For how many more there is room.
+    pub(crate) fn room(&self) -> usize {
+        self.ring.room()
+    }
+
+    /// Requests that have no completion yet.
+    pub(crate) fn open(&self) -> usize {
+        self.ring.open()
+    }
+
+    /// How many have taken a receive of the other end; whether the oldest that has no completion is to take one.
+    pub(crate) fn taken(&self) -> (u64, bool) {
+        (self.done, self.ring.each().next().is_some_and(|(_, s)| takes_receive(s.own.opcode)))
+    }
+
+    /// A name of the oldest that has no completion.
+    pub(crate) fn oldest(&self) -> &'static str {
+        use ibv_wr_opcode as op;
+        match self.ring.each().next().map(|(_, s)| s.own.opcode) {
+            Some(op::IBV_WR_SEND | op::IBV_WR_SEND_WITH_IMM | op::IBV_WR_SEND_WITH_INV) => "a send",
+            Some(op::IBV_WR_RDMA_WRITE | op::IBV_WR_RDMA_WRITE_WITH_IMM) => "a write",
+            Some(op::IBV_WR_RDMA_READ) => "a read",
+            Some(op::IBV_WR_ATOMIC_CMP_AND_SWP | op::IBV_WR_ATOMIC_FETCH_AND_ADD) => "an atomic",
+            _ => "a request",
+        }
+    }
+
+    /// Posts those that are open again, each by `post`.
+    pub(crate) fn again(
+        &mut self,
+        mut translate: impl FnMut(&mut ibv_send_wr),
+        mut post: impl FnMut(*mut ibv_send_wr) -> i32,
+    ) -> i32 {
+        let datagram = self.datagram;
+        for (_, slot) in self.ring.each_mut() {
+            let r = post(slot.for_device(datagram, &mut translate));
+            if r != 0 {
+                return r;
+            }
+        }
+        0
+    }
+
+    /// The queue is empty and begins anew.
+    pub(crate) fn reset(&mut self) {
+        self.ring.clear();
+        self.done = 0;
+    }
+
+    /// Whether the application is to see this completion, which has its number now. `None`: it is of no request that is open.
+    pub(crate) fn complete(&mut self, wc: &mut ibv_wc, number: u64) -> Option<bool> {
+        let number = self.ring.whole(number, NUMBER_BITS);
+        let slot = self.ring.complete(number)?;
+        wc.wr_id = slot.id;
+        let well = wc.status == ibv_wc_status::IBV_WC_SUCCESS;
+        if well && takes_receive(slot.own.opcode) {
+            self.done += 1;
+        }
+        Some(slot.wants || !well)
+    }
+}
+
+/// Whether it is done only when the other end has a receive for it.
+fn takes_receive(opcode: ibv_wr_opcode::Type) -> bool {
+    use ibv_wr_opcode as op;
+    matches!(
+        opcode,
+        op::IBV_WR_SEND
+            | op::IBV_WR_SEND_WITH_IMM
+            | op::IBV_WR_SEND_WITH_INV
+            | op::IBV_WR_RDMA_WRITE_WITH_IMM
+    )
+}
+
+impl Sent {
+    /// False: more inline than the queue takes.
+    ///
+    /// # Safety
+    /// A request with so many elements, as the application posts it.
+    unsafe fn fill(&mut self, wr: *mut ibv_send_wr, n: usize) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.own = std::ptr::read(wr);
+            self.id = self.own.wr_id;
+            let list = self.own.sg_list;
+            self.own.sg_list = self.sges.as_mut_ptr();
+            if self.own.send_flags & INLINE == 0 {
+                for (to, k) in self.sges.iter_mut().zip(0..n) {
+                    *to = list.add(k).read();
+                }
+                return true;
+            }
+            let mut used = 0;
+            for (to, k) in self.sges.iter_mut().zip(0..n) {
+                let from = list.add(k).read();
+                let len = from.length as usize;
+                let Some(room) = self.inline.get_mut(used..used + len) else { return false };
+                let bytes = std::ptr::with_exposed_provenance::<u8>(from.addr as usize);
+                std::ptr::copy_nonoverlapping(bytes, room.as_mut_ptr(), len);
+                *to = ibv_sge { addr: room.as_ptr().expose_provenance() as u64, ..from };
+                used += len;
+            }
+        }
+        true
+    }
+
+    /// With the device's keys, and its handles of addresses, if they are others.
+    fn for_device(
+        &mut self,
+        datagram: bool,
+        translate: &mut impl FnMut(&mut ibv_send_wr),
+    ) -> *mut ibv_send_wr {
+        // Of a list of the application's, which was of that call only.
+        self.own.next = std::ptr::null_mut();
+        if !keys::changed() && !datagram && self.own.opcode != ibv_wr_opcode::IBV_WR_BIND_MW {
+            return &raw mut self.own;
+        }
+        // SAFETY: plain numbers and pointers.
+        self.wr = unsafe { std::ptr::read(&raw const self.own) };
+        if self.own.send_flags & INLINE == 0 {
+            self.there.copy_from_slice(&self.sges);
+            keys::translate(&mut self.there);
+            self.wr.sg_list = self.there.as_mut_ptr();
+        }
+        translate(&mut self.wr);
+        &raw mut self.wr
+    }
+}
+
+/// A receive request.
+pub(crate) struct Posted {
+    id: u64,
+    /// Of a shared queue: how many were posted there before it.
+    turn: u64,
+    open: bool,
+    /// As the application has it, with its keys.
+    sges: Box<[ibv_sge]>,
+    /// For the device.
+    there: Box<[ibv_sge]>,
+    n: usize,
+}
+
+impl Posted {
+    fn new(sges: u32) -> Posted {
+        let none = || vec![NO_SGE; sges as usize].into();
+        Posted { id: 0, turn: 0, open: false, sges: none(), there: none(), n: 0 }
+    }
+
+    /// False: more elements than the queue takes.
+    ///
+    /// # Safety
+    /// A request of the application's.
+    unsafe fn fill(&mut self, wr: *const ibv_recv_wr) -> bool {
+        // SAFETY: the caller's promise.
+        let from = unsafe { &*wr };
+        let n = usize::try_from(from.num_sge).unwrap_or(usize::MAX);
+        if n > self.sges.len() {
+            return false;
+        }
+        for (to, k) in self.sges.iter_mut().zip(0..n) {
+            // SAFETY: as many as it says.
+            *to = unsafe { from.sg_list.add(k).read() };
+        }
+        (self.id, self.n) = (from.wr_id, n);
+        true
+    }
+
+    /// For the real queue, alone.
+    fn request(&mut self, token: Token) -> ibv_recv_wr {
+        self.there.copy_from_slice(&self.sges);
+        if keys::changed() {
+            keys::translate(&mut self.there);
+        }
+        ibv_recv_wr {
+            wr_id: token.pack(),
+            next: std::ptr::null_mut(),
+            sg_list: self.there.as_mut_ptr(),
+            num_sge: self.n as i32,
+        }
+    }
+}
+
+/// The log of a receive queue, of a queue pair or shared.
+pub(crate) enum Receives {
+    /// They complete in order.
+    Own { queue: u32, ring: Ring<Posted> },
+    /// They do not: slots, which of them are free, and how many were posted.
+    Shared { queue: u32, slots: Vec<Posted>, free: Vec<u32>, turn: u64, sges: u32 },
+}
+
+/// Bits of a token's number that say which slot of a shared queue; the others are of its turn.
+const SLOT_BITS: u32 = 16;
+
+fn shared(queue: u32, at: u32, turn: u64) -> Token {
+    Token { kind: Kind::Shared, queue, number: turn << SLOT_BITS & ((1 << NUMBER_BITS) - 1) | u64::from(at) }
+}
+
+impl Receives {
+    pub(crate) fn own(queue: u32, first: u64, room: u32, sges: u32) -> Receives {
+        Receives::Own { queue, ring: Ring::new(room as usize, first, || Posted::new(sges)) }
+    }
+
+    /// With room for 65536 at most.
+    pub(crate) fn shared(queue: u32, turn: u64, room: u32, sges: u32) -> Receives {
+        let mut all = Receives::Shared { queue, slots: Vec::new(), free: Vec::new(), turn, sges };
+        all.grow(room);
+        all
+    }
+
+    /// A shared queue has room for so many now; it does not shrink.
+    pub(crate) fn grow(&mut self, room: u32) {
+        if let Receives::Shared { slots, free, sges, .. } = self {
+            let old = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+            let room = room.min(1 << SLOT_BITS);
+            slots.extend((old..room).map(|_| Posted::new(*sges)));
+            free.extend((old..room).rev());
+        }
+    }
+
+    /// The number that the next one will have.
+    pub(crate) fn next(&self) -> u64 {
+        match self {
+            Receives::Own { ring, .. } => ring.next(),
+            Receives::Shared { turn, .. } => *turn,
+        }
+    }
+
+    /// Logs a request and has it posted.
+    ///
+    /// # Safety
+    /// A request of the application's.
+    pub(crate) unsafe fn post(
+        &mut self,
+        wr: *const ibv_recv_wr,
+        post: impl FnOnce(&mut ibv_recv_wr) -> i32,
+    ) -> i32 {
+        match self {
+            Receives::Own { queue, ring } => {
+                let Some((number, slot)) = ring.push() else { return libc::ENOMEM };
+                // SAFETY: the caller's promise.
+                let r = if unsafe { slot.fill(wr) } {
+                    post(&mut slot.request(Token { kind: Kind::Receive, queue: *queue, number }))
+                } else {
+                    libc::EINVAL
+                };
+                if r != 0 {
+                    ring.take_back(number);
+                }
+                r
+            }
+            Receives::Shared { queue, slots, free, turn, .. } => {
+                let Some(at) = free.pop() else { return libc::ENOMEM };
+                let token = shared(*queue, at, *turn);
+                // SAFETY: the caller's promise.
+                let slot = slots.get_mut(at as usize).and_then(|s| unsafe { s.fill(wr) }.then_some(s));
+                let r = slot.map_or(libc::EINVAL, |s| {
+                    (s.turn, s.open) = (*turn, true);
+                    post(&mut s.request(token))
+                });
+                if r == 0 {
+                    *turn += 1;
+                } else {
+                    free.push(at);
+                }
+                r
+            }
+        }
+    }
+
+    /// Posts those that are open again.
+    pub(crate) fn again(&mut self, mut post: impl FnMut(&mut ibv_recv_wr) -> i32) -> i32 {
+        match self {
+            Receives::Own { queue, ring } => {
+                for (number, slot) in ring.each_mut() {
+                    let r = post(&mut slot.request(Token { kind: Kind::Receive, queue: *queue, number }));
+                    if r != 0 {
+                        return r;
+                    }
+                }
+            }
+            Receives::Shared { queue, slots, free, .. } => {
+                let free: std::collections::BTreeSet<u32> = free.iter().copied().collect();
+                let open = (0u32..).zip(slots).filter(|(at, _)| !free.contains(at));
+                let mut open: Vec<(u32, &mut Posted)> = open.collect();
+                open.sort_by_key(|(_, slot)| slot.turn);
+                for (at, slot) in open {
+                    let token = shared(*queue, at, slot.turn);
+                    let r = post(&mut slot.request(token));
+                    if r != 0 {
+                        return r;
+                    }
+                }
+            }
+        }
+        0
+    }
+
+    /// Posted, without a completion.
+    pub(crate) fn open(&self) -> usize {
+        match self {
+            Receives::Own { ring, .. } => ring.open(),
+            Receives::Shared { slots, free, .. } => slots.len() - free.len(),
+        }
+    }
+
+    /// The queue is empty and begins anew; not one that is shared.
+    pub(crate) fn reset(&mut self) {
+        if let Receives::Own { ring, .. } = self {
+            ring.clear();
+        }
+    }
+
+    /// The first element of the receive that this completion is of, which has its number now.
+    pub(crate) fn complete(&mut self, wc: &mut ibv_wc, number: u64) -> Option<ibv_sge> {
+        let slot = match self {
+            Receives::Own { ring, .. } => {
+                let number = ring.whole(number, NUMBER_BITS);
+                ring.complete(number)
+            }
+            Receives::Shared { slots, free, .. } => {
+                let at = number as u32 & ((1 << SLOT_BITS) - 1);
+                let slot = slots.get_mut(at as usize)?;
+                // One of a queue that is gone, or of a receive that has completed already.
+                if shared(0, at, slot.turn).number != number || !slot.open {
+                    return None;
+                }
+                slot.open = false;
+                free.push(at);
+                Some(slot)
+            }
+        };
+        let slot = slot?;
+        wc.wr_id = slot.id;
+        Some(slot.sges.first().copied().unwrap_or(NO_SGE))
+    }
+}
