@@ -48,6 +48,13 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "resident.c", start: Start::Alone, rounds: 3000 },
     // Two of them, in tests/byhand.rs.
     Program { file: "stream.c", start: Start::Alone, rounds: 3000 },
+    // Two of each, in tests/rdma.rs.
+    Program { file: "verbs_atomics.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_writes.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_messages.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_events.c", start: Start::Alone, rounds: 1000 },
+    Program { file: "verbs_again.c", start: Start::Alone, rounds: 2000 },
+    Program { file: "verbs_shared.c", start: Start::Alone, rounds: 3000 },
     Program { file: "ring.c", start: Start::Ranks(4), rounds: 1500 },
     Program { file: "many_kinds.c", start: Start::Ranks(3), rounds: 300 },
     Program { file: "nbx.c", start: Start::Ranks(4), rounds: 1500 },
@@ -140,8 +147,8 @@ impl Program {
     fn compile(&self, source: &Path, fortran: bool) -> Result<PathBuf, String> {
         let folder = crate::built().join("test-programs");
         let program = folder.join(self.name());
-        let header = crate::sources().join("programs/check.h");
-        if newest(&[source, &header])
+        let headers = ["check.h", "verbs.h"].map(|h| crate::sources().join("programs").join(h));
+        if newest(&[source, &headers[0], &headers[1]])
             .is_some_and(|source| newest(&[&program]).is_some_and(|built| built > source))
         {
             return Ok(program);
@@ -168,6 +175,9 @@ impl Program {
         }
         if !fortran {
             command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-lm"]);
+        }
+        if self.file.starts_with("verbs_") {
+            command.arg("-libverbs");
         }
         let output = command.output().map_err(|error| format!("no {compiler}: {error}"))?;
         let text = String::from_utf8_lossy(&output.stderr);

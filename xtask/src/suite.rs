@@ -43,7 +43,11 @@ const AREAS: &[Area] = &[
         packages: &["stillpoint-slurm"],
         integration: &["slurm", "slurm_burst", "slurm_faults", "slurm_limits", "slurm_mpirun"],
     },
-    Area { name: "rdma", packages: &["stillpoint-ib-plugin"], integration: &["rdma"] },
+    Area {
+        name: "rdma",
+        packages: &["stillpoint-ib-plugin", "stillpoint-verbs-model"],
+        integration: &["verbs", "rdma"],
+    },
     Area { name: "store", packages: &["stillpoint-storage"], integration: &[] },
 ];
 

@@ -6,7 +6,7 @@ export STILLPOINT_LOCAL_BASE=/tmp/local
 mkdir -p $STILLPOINT_LOCAL_BASE
 store=/shared/store job=case
 say() { echo "$(hostname): $*" >&2; }
-fail() { say "$*"; cat "$store"/*/agent.log 2>/dev/null | tail -n 40 >&2; rvm-rsh -stop; exit 1; }
+fail() { say "$*"; cat /tmp/rank.out /tmp/rank.err >&2; cat "$store"/*/agent.log 2>/dev/null | tail -n 40 >&2; rvm-rsh -stop; exit 1; }
 stillpoint() { "$STILLPOINT" --dir "$store" "$@"; }
 
 # begin RANK CMD...: a rank of the first start; `again RANK`: of the next one

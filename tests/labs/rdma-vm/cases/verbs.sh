@@ -1,0 +1,28 @@
+#!/bin/bash
+# The two ends of WORDS, a program that has its server's name for its last word: saved, ended, restarted on the other guest each, on
+# devices with other addresses and queue pair numbers, saved, ended, and restarted where they were, again on others.
+. "$(dirname "$0")/common.sh"
+read -r -a words <<< "$WORDS"
+if [ "$RVM_NODE" = 1 ]; then
+    until [ -e /shared/listens ]; do sleep 0.2; done
+    sleep 1
+    words+=(node0)
+else
+    (sleep 1; : > /shared/listens) &
+fi
+begin "$RVM_NODE" "${words[@]}"
+# Until they have found each other: who is still connecting looks for the other end where that was.
+sleep 4
+save first
+end_all
+rvm-barrier ended-first
+rvm-device $((11 + RVM_NODE)) $((5 + 4 * RVM_NODE)) || fail "no other device"
+rvm-barrier device-first
+again $((1 - RVM_NODE))
+save second
+end_all
+rvm-barrier ended-second
+rvm-device $((21 + RVM_NODE)) $((3 + 5 * RVM_NODE)) || fail "no other device"
+rvm-barrier device-second
+again "$RVM_NODE"
+finish

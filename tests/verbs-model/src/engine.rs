@@ -1,0 +1,626 @@
+//! The device: queues, and a thread that executes what is posted.
+//!
+//! What a reader would get wrong: a queue pair has one request under way at a time, which is sent again until it is answered; so who
+//! answers keeps the last answer, and executes nothing twice.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use rdma_sys::{
+    ibv_qp_state as state, ibv_qp_type as kind, ibv_wc, ibv_wc_opcode as done, ibv_wc_status as status,
+    ibv_wr_opcode as op,
+};
+
+use crate::wire::{Kind, Packet, Place};
+
+/// An element of a request: address, length, key.
+pub(crate) type Element = (u64, u32, u32);
+
+#[derive(Debug)]
+pub(crate) struct Receive {
+    pub(crate) id: u64,
+    pub(crate) elements: Vec<Element>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: u64,
+    pub(crate) opcode: u32,
+    pub(crate) signaled: bool,
+    pub(crate) solicited: bool,
+    pub(crate) imm: u32,
+    pub(crate) key: u32,
+    pub(crate) words: [u64; 3],
+    pub(crate) elements: Vec<Element>,
+    /// Inline: copied when it was posted.
+    pub(crate) data: Option<Vec<u8>>,
+    /// Of a datagram.
+    pub(crate) to: Option<Place>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Cq {
+    pub(crate) entries: VecDeque<Wc>,
+    pub(crate) room: usize,
+    /// 1: an event is wanted; 2: for solicited ones.
+    pub(crate) armed: u32,
+    pub(crate) channel: usize,
+}
+
+/// A completion.
+pub(crate) struct Wc(pub(crate) ibv_wc);
+
+impl std::fmt::Debug for Wc {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "wr {:#x}", self.0.wr_id)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Channel {
+    pub(crate) events: VecDeque<usize>,
+    /// A byte for each event.
+    pub(crate) write: i32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Qp {
+    pub(crate) kind: u32,
+    pub(crate) state: u32,
+    /// Addresses of queues; 0: none.
+    pub(crate) send_cq: usize,
+    pub(crate) recv_cq: usize,
+    pub(crate) srq: usize,
+    pub(crate) sends: VecDeque<Request>,
+    pub(crate) receives: VecDeque<Receive>,
+    pub(crate) own: Place,
+    pub(crate) peer: Place,
+    /// Of the request under way, and of the one that is expected.
+    pub(crate) psn: u32,
+    pub(crate) expected: u32,
+    pub(crate) rnr_retry: u32,
+    sent: Option<Instant>,
+    tries: u32,
+    not_before: Option<Instant>,
+    /// It was executed: with this, from then on.
+    answer: Option<(Instant, Vec<u8>)>,
+    last: Option<Packet>,
+}
+
+impl Qp {
+    pub(crate) fn new(kind: u32, [send_cq, recv_cq, srq]: [usize; 3], own: Place) -> Qp {
+        Qp {
+            kind,
+            state: state::IBV_QPS_RESET,
+            send_cq,
+            recv_cq,
+            srq,
+            sends: VecDeque::new(),
+            receives: VecDeque::new(),
+            own,
+            peer: Place::default(),
+            psn: 0,
+            expected: 0,
+            rnr_retry: 0,
+            sent: None,
+            tries: 0,
+            not_before: None,
+            answer: None,
+            last: None,
+        }
+    }
+
+    /// To its first state.
+    pub(crate) fn reset(&mut self) {
+        *self =
+            Qp { kind: self.kind, ..Qp::new(self.kind, [self.send_cq, self.recv_cq, self.srq], self.own) };
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Region {
+    pub(crate) at: u64,
+    pub(crate) length: u64,
+}
+
+/// All that there is.
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub(crate) qps: BTreeMap<u32, Qp>,
+    pub(crate) cqs: BTreeMap<usize, Cq>,
+    pub(crate) srqs: BTreeMap<usize, VecDeque<Receive>>,
+    pub(crate) channels: BTreeMap<usize, Channel>,
+    pub(crate) regions: BTreeMap<u32, Region>,
+    random: u64,
+}
+
+/// Of this process.
+#[derive(Debug)]
+pub(crate) struct Hca {
+    pub(crate) dir: PathBuf,
+    pub(crate) gids: [[u8; 16]; 2],
+    pub(crate) lid: u16,
+    delay: u64,
+    name: PathBuf,
+    socket: UnixDatagram,
+    world: Mutex<World>,
+}
+
+impl Hca {
+    /// Takes a number of this host's for this process. False: another one has it, and lives.
+    pub(crate) fn claim(&self, what: &str, number: u32) -> bool {
+        let path = self.dir.join(format!("{what}.{}.{number:x}", self.gids[1][15]));
+        let own = std::process::id().to_string();
+        // One at a time looks whether who has it lives.
+        let lock =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(self.dir.join("lock"));
+        if let Ok(lock) = &lock {
+            // SAFETY: a descriptor by number, until it is closed below.
+            unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) };
+        }
+        if let Ok(owner) = std::fs::read_to_string(&path)
+            && owner != own
+            && !std::path::Path::new("/proc").join(owner).exists()
+        {
+            let _ = std::fs::remove_file(&path);
+        }
+        let new = std::fs::OpenOptions::new().write(true).create_new(true).open(&path);
+        new.and_then(|mut f| std::io::Write::write_all(&mut f, own.as_bytes())).is_ok()
+    }
+
+    /// Gives it back.
+    pub(crate) fn free(&self, what: &str, number: u32) {
+        let _ = std::fs::remove_file(self.dir.join(format!("{what}.{}.{number:x}", self.gids[1][15])));
+    }
+}
+
+static HCA: OnceLock<Hca> = OnceLock::new();
+
+const AGAIN: Duration = Duration::from_millis(100);
+const TRIES: u32 = 100;
+pub(crate) const LONGEST: usize = 64 << 10;
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// The device, begun at the first call.
+pub(crate) fn hca() -> &'static Hca {
+    HCA.get_or_init(|| {
+        let dir = PathBuf::from(std::env::var_os("MODEL_DIR").unwrap_or_else(|| "/tmp/verbs-model".into()));
+        let _ = std::fs::create_dir_all(&dir);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let random = now.subsec_nanos().into();
+        let name = dir.join(format!("hca.{}.{random:x}", std::process::id()));
+        let socket = UnixDatagram::bind(&name).unwrap_or_else(|e| panic!("{}: {e}", name.display()));
+        socket.set_nonblocking(true).unwrap_or_default();
+        let host = setting("MODEL_HOST").unwrap_or(1) as u8;
+        let local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0xff, 0xfe, 0, 0, host];
+        let v4 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, host];
+        let lid = if std::env::var_os("MODEL_IB").is_some() { u16::from(host) } else { 0 };
+        let delay = setting("MODEL_DELAY").unwrap_or(0);
+        let world = Mutex::new(World { random, ..World::default() });
+        std::thread::spawn(run);
+        Hca { dir, gids: [local, v4], lid, delay, name, socket, world }
+    })
+}
+
+/// The name of its socket.
+pub(crate) fn name() -> PathBuf {
+    hca().name.clone()
+}
+
+/// Inline data.
+///
+/// # Safety
+/// Memory of the process.
+pub(crate) unsafe fn copy(elements: &[Element]) -> Vec<u8> {
+    // SAFETY: the caller's promise.
+    unsafe { gather(elements) }
+}
+
+pub(crate) fn world() -> MutexGuard<'static, World> {
+    hca().world.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn run() {
+    while HCA.get().is_none() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let hca = hca();
+    let mut room = vec![0; LONGEST + 4096];
+    loop {
+        let mut poll = libc::pollfd { fd: hca.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut w = world();
+        while let Ok(n) = hca.socket.recv(&mut room) {
+            if let Some(packet) = Packet::of(&room[..n]) {
+                w.hear(packet);
+            }
+        }
+        let busy = w.progress();
+        drop(w);
+        if busy {
+            std::thread::sleep(Duration::from_micros(50));
+        } else {
+            // SAFETY: one pollfd.
+            unsafe { libc::poll(&raw mut poll, 1, 1) };
+        }
+    }
+}
+
+/// False: there was no room, or nobody is there.
+fn send(to: &Place, packet: &Packet) -> bool {
+    let hca = hca();
+    hca.socket.send_to(&packet.pack(), to.path(&hca.dir)).is_ok()
+}
+
+/// # Safety
+/// For both: memory of the process, as the request says.
+unsafe fn gather(elements: &[Element]) -> Vec<u8> {
+    let mut all = Vec::new();
+    for (at, n, _) in elements {
+        let from = std::ptr::with_exposed_provenance::<u8>(*at as usize);
+        // SAFETY: the caller's promise.
+        all.extend_from_slice(unsafe { std::slice::from_raw_parts(from, *n as usize) });
+    }
+    all
+}
+
+unsafe fn scatter(mut data: &[u8], elements: &[Element]) -> bool {
+    for (at, n, _) in elements {
+        let k = data.len().min(*n as usize);
+        let (now, rest) = data.split_at(k);
+        // SAFETY: the caller's promise.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                now.as_ptr(),
+                std::ptr::with_exposed_provenance_mut(*at as usize),
+                k,
+            );
+        }
+        data = rest;
+    }
+    data.is_empty()
+}
+
+impl World {
+    pub(crate) fn random(&mut self) -> u64 {
+        self.random =
+            self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.random >> 33
+    }
+
+    /// Stops the process if a local element is of no region.
+    fn check(&self, elements: &[Element]) {
+        for (at, n, key) in elements.iter().filter(|e| e.1 != 0) {
+            let fits = |r: &Region| r.at <= *at && *at + u64::from(*n) <= r.at + r.length;
+            if !self.regions.get(key).is_some_and(fits) {
+                eprintln!("verbs model: {n} bytes at {at:#x} are of no region with key {key:#x}");
+                std::process::abort();
+            }
+        }
+    }
+
+    fn remote(&self, key: u32, at: u64, n: usize) -> bool {
+        self.regions.get(&key).is_some_and(|r| r.at <= at && at + n as u64 <= r.at + r.length)
+    }
+
+    fn complete(&mut self, cq: usize, wc: ibv_wc, solicited: bool) {
+        let Some(q) = self.cqs.get_mut(&cq) else { return };
+        if q.entries.len() >= q.room {
+            eprintln!("verbs model: a completion queue of {} entries overruns", q.room);
+            std::process::abort();
+        }
+        let wanted = solicited || wc.status != status::IBV_WC_SUCCESS;
+        q.entries.push_back(Wc(wc));
+        if q.armed == 1 || q.armed == 2 && wanted {
+            q.armed = 0;
+            if let Some(c) = self.channels.get_mut(&q.channel) {
+                c.events.push_back(cq);
+                // SAFETY: one byte into a pipe of ours.
+                unsafe { libc::write(c.write, [1u8].as_ptr().cast(), 1) };
+            }
+        }
+    }
+
+    /// Fails what is posted.
+    pub(crate) fn flush(&mut self, number: u32) {
+        let Some(q) = self.qps.get_mut(&number) else { return };
+        q.state = state::IBV_QPS_ERR;
+        let (sends, receives) = (std::mem::take(&mut q.sends), std::mem::take(&mut q.receives));
+        let (send_cq, recv_cq) = (q.send_cq, q.recv_cq);
+        let all = sends.iter().map(|s| (send_cq, s.id)).chain(receives.iter().map(|r| (recv_cq, r.id)));
+        for (cq, id) in all.collect::<Vec<_>>() {
+            self.complete(cq, wc(id, number, status::IBV_WC_WR_FLUSH_ERR), false);
+        }
+    }
+
+    fn fail(&mut self, number: u32, why: u32) {
+        let Some(q) = self.qps.get_mut(&number) else { return };
+        if let Some(head) = q.sends.pop_front() {
+            let cq = q.send_cq;
+            self.complete(cq, wc(head.id, number, why), false);
+        }
+        self.flush(number);
+    }
+
+    /// True: something is under way.
+    fn progress(&mut self) -> bool {
+        let now = Instant::now();
+        let mut busy = false;
+        for number in self.qps.keys().copied().collect::<Vec<_>>() {
+            while self.step(number, now) {}
+            busy |= self.qps.get(&number).is_some_and(|q| !q.sends.is_empty());
+        }
+        busy
+    }
+
+    /// True: once more.
+    fn step(&mut self, number: u32, now: Instant) -> bool {
+        let Some(q) = self.qps.get_mut(&number) else { return false };
+        let Some(head) = q.sends.front() else { return false };
+        if q.state == state::IBV_QPS_ERR {
+            self.flush(number);
+            return false;
+        }
+        if q.state != state::IBV_QPS_RTS {
+            return false;
+        }
+        if let Some((when, _)) = &q.answer {
+            if *when > now {
+                return false;
+            }
+            let (_, data) = q.answer.take().unwrap_or((now, Vec::new()));
+            self.succeed(number, &data);
+            return true;
+        }
+        if q.not_before.is_some_and(|t| t > now) || q.sent.is_some_and(|t| t + AGAIN > now) {
+            return false;
+        }
+        q.tries += 1;
+        if q.tries > TRIES && q.kind == kind::IBV_QPT_RC {
+            self.fail(number, status::IBV_WC_RETRY_EXC_ERR);
+            return false;
+        }
+        let to = head.to.unwrap_or(q.peer);
+        let reads = matches!(
+            head.opcode,
+            op::IBV_WR_RDMA_READ | op::IBV_WR_ATOMIC_CMP_AND_SWP | op::IBV_WR_ATOMIC_FETCH_AND_ADD
+        );
+        let mut words = head.words;
+        if head.opcode == op::IBV_WR_RDMA_READ {
+            words[1] = head.elements.iter().map(|e| u64::from(e.1)).sum();
+        }
+        let data = match &head.data {
+            _ if reads => Vec::new(),
+            Some(data) => data.clone(),
+            // SAFETY: the memory of the request is the queue's until it completes.
+            None => unsafe { gather(&head.elements) },
+        };
+        let packet = Packet {
+            kind: Kind::Request,
+            to: to.number,
+            from: q.own,
+            psn: q.psn,
+            opcode: head.opcode,
+            imm: head.imm,
+            key: head.key,
+            solicited: head.solicited,
+            words,
+            data,
+        };
+        let elements = if head.data.is_some() { Vec::new() } else { head.elements.clone() };
+        let reliable = q.kind == kind::IBV_QPT_RC;
+        (q.sent, q.not_before) = (Some(now), None);
+        self.check(&elements);
+        let went = send(&to, &packet);
+        let Some(q) = self.qps.get_mut(&number) else { return false };
+        if reliable {
+            if !went {
+                q.sent = None;
+                q.not_before = Some(now + Duration::from_millis(if q.tries > 10 { 50 } else { 1 }));
+            }
+            return false;
+        }
+        self.succeed(number, &[]);
+        true
+    }
+
+    /// The oldest request is done.
+    fn succeed(&mut self, number: u32, data: &[u8]) {
+        let Some(q) = self.qps.get_mut(&number) else { return };
+        let Some(head) = q.sends.pop_front() else { return };
+        (q.sent, q.tries, q.not_before) = (None, 0, None);
+        q.psn = (q.psn + 1) & 0x00ff_ffff;
+        let cq = q.send_cq;
+        // SAFETY: as above.
+        unsafe { scatter(data, if data.is_empty() { &[] } else { &head.elements }) };
+        if head.signaled {
+            let mut wc = wc(head.id, number, status::IBV_WC_SUCCESS);
+            wc.opcode = match head.opcode {
+                op::IBV_WR_RDMA_WRITE | op::IBV_WR_RDMA_WRITE_WITH_IMM => done::IBV_WC_RDMA_WRITE,
+                op::IBV_WR_RDMA_READ => done::IBV_WC_RDMA_READ,
+                op::IBV_WR_ATOMIC_CMP_AND_SWP => done::IBV_WC_COMP_SWAP,
+                op::IBV_WR_ATOMIC_FETCH_AND_ADD => done::IBV_WC_FETCH_ADD,
+                _ => done::IBV_WC_SEND,
+            };
+            wc.byte_len = u32::try_from(data.len()).unwrap_or(0);
+            self.complete(cq, wc, false);
+        }
+    }
+
+    fn hear(&mut self, p: Packet) {
+        let number = p.to;
+        let delay = hca().delay;
+        let late = Duration::from_micros(if delay == 0 { 0 } else { self.random() % delay });
+        let Some(q) = self.qps.get_mut(&number) else { return };
+        if p.kind == Kind::Request {
+            self.execute(number, p);
+            return;
+        }
+        if p.psn != q.psn || q.sends.is_empty() || q.answer.is_some() || p.from.number != q.peer.number {
+            return;
+        }
+        let now = Instant::now();
+        match p.kind {
+            Kind::Ack => q.answer = Some((now + late, p.data)),
+            Kind::NotReady if q.rnr_retry == 7 || q.tries < q.rnr_retry => {
+                q.tries -= u32::from(q.rnr_retry == 7).min(q.tries);
+                (q.sent, q.not_before) = (None, Some(now + Duration::from_millis(1)));
+            }
+            Kind::NotReady => self.fail(number, status::IBV_WC_RNR_RETRY_EXC_ERR),
+            Kind::Access => self.fail(number, status::IBV_WC_REM_ACCESS_ERR),
+            _ => self.fail(number, status::IBV_WC_REM_INV_REQ_ERR),
+        }
+    }
+
+    /// A request of the other end's.
+    fn execute(&mut self, number: u32, p: Packet) {
+        let Some(q) = self.qps.get_mut(&number) else { return };
+        if !matches!(q.state, state::IBV_QPS_RTR | state::IBV_QPS_RTS | state::IBV_QPS_SQD) {
+            return;
+        }
+        let (connected, reliable) = (q.kind != kind::IBV_QPT_UD, q.kind == kind::IBV_QPT_RC);
+        if connected && p.from.number != q.peer.number {
+            return;
+        }
+        if reliable && p.psn != q.expected {
+            if let Some(last) = q.last.clone().filter(|l| l.psn == p.psn) {
+                send(&q.peer, &last);
+            }
+            return;
+        }
+        let (own, peer) = (q.own, q.peer);
+        let answer = |kind: Kind, data: Vec<u8>| Packet {
+            kind,
+            to: p.from.number,
+            from: own,
+            data,
+            words: [0; 3],
+            ..p.clone()
+        };
+        let done = self.take(number, &p);
+        let kind = if done.is_ok() { Kind::Ack } else { done.as_ref().err().copied().unwrap_or(Kind::Ack) };
+        if !reliable {
+            return;
+        }
+        let packet = answer(kind, done.unwrap_or_default());
+        if kind != Kind::NotReady {
+            if let Some(q) = self.qps.get_mut(&number) {
+                q.expected = (q.expected + 1) & 0x00ff_ffff;
+                q.last = Some(packet.clone());
+            }
+        }
+        send(&peer, &packet);
+    }
+
+    /// Executes it: what was read, or why not.
+    fn take(&mut self, number: u32, p: &Packet) -> Result<Vec<u8>, Kind> {
+        let [at, one, two] = p.words;
+        let there = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
+        let n = match p.opcode {
+            op::IBV_WR_RDMA_READ => one as usize,
+            op::IBV_WR_ATOMIC_CMP_AND_SWP | op::IBV_WR_ATOMIC_FETCH_AND_ADD => 8,
+            _ => p.data.len(),
+        };
+        let sends = matches!(p.opcode, op::IBV_WR_SEND | op::IBV_WR_SEND_WITH_IMM | op::IBV_WR_SEND_WITH_INV);
+        if !sends && n > 0 && !self.remote(p.key, at, n) {
+            return Err(Kind::Access);
+        }
+        let receive = if sends || p.opcode == op::IBV_WR_RDMA_WRITE_WITH_IMM {
+            let q = self.qps.get_mut(&number).ok_or(Kind::Access)?;
+            let shared = q.srq;
+            let one = if shared == 0 {
+                q.receives.pop_front()
+            } else {
+                self.srqs.get_mut(&shared).and_then(VecDeque::pop_front)
+            };
+            Some(one.ok_or(Kind::NotReady)?)
+        } else {
+            None
+        };
+        if !sends {
+            // SAFETY: memory of a region of this process.
+            unsafe {
+                match p.opcode {
+                    op::IBV_WR_RDMA_READ => return Ok(std::slice::from_raw_parts(there, n).to_vec()),
+                    op::IBV_WR_ATOMIC_CMP_AND_SWP | op::IBV_WR_ATOMIC_FETCH_AND_ADD => {
+                        let word = there.cast::<u64>();
+                        let before = word.read_unaligned();
+                        let add = p.opcode == op::IBV_WR_ATOMIC_FETCH_AND_ADD;
+                        if add {
+                            word.write_unaligned(before.wrapping_add(one));
+                        } else if before == one {
+                            word.write_unaligned(two);
+                        }
+                        return Ok(before.to_le_bytes().to_vec());
+                    }
+                    // From the first byte to the last, in whole words: programs look at the last one.
+                    _ => {
+                        for (k, word) in p.data.chunks(8).enumerate() {
+                            match <[u8; 8]>::try_from(word) {
+                                Ok(word) => there.add(8 * k).cast::<[u8; 8]>().write_volatile(word),
+                                Err(_) => word
+                                    .iter()
+                                    .enumerate()
+                                    .for_each(|(b, byte)| there.add(8 * k + b).write_volatile(*byte)),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(receive) = receive {
+            self.received(number, p, &receive)?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn received(&mut self, number: u32, p: &Packet, receive: &Receive) -> Result<(), Kind> {
+        self.check(&receive.elements);
+        let (cq, datagram) =
+            self.qps.get(&number).map_or((0, false), |q| (q.recv_cq, q.kind == kind::IBV_QPT_UD));
+        let mut wc = wc(receive.id, number, status::IBV_WC_SUCCESS);
+        let write = p.opcode == op::IBV_WR_RDMA_WRITE_WITH_IMM;
+        wc.opcode = if write { done::IBV_WC_RECV_RDMA_WITH_IMM } else { done::IBV_WC_RECV };
+        wc.byte_len = u32::try_from(p.data.len()).unwrap_or(0);
+        wc.imm_data_invalidated_rkey_union.imm_data = p.imm;
+        // IBV_WC_WITH_IMM, IBV_WC_WITH_INV, IBV_WC_GRH.
+        wc.wc_flags = match p.opcode {
+            op::IBV_WR_SEND_WITH_IMM | op::IBV_WR_RDMA_WRITE_WITH_IMM => 2,
+            op::IBV_WR_SEND_WITH_INV => 8,
+            _ => 0,
+        };
+        let mut data = p.data.clone();
+        if datagram {
+            // The sender's address, as the header of RoCE over IPv4 or a global one has it.
+            let mut header = [0u8; 40];
+            if let Some(gid) = p.from.gid {
+                header[0] = 0x60;
+                header[8..24].copy_from_slice(&gid);
+                wc.wc_flags |= 1;
+            }
+            data.splice(0..0, header);
+            (wc.src_qp, wc.slid) = (p.from.number, p.from.lid);
+            wc.byte_len += 40;
+        }
+        // SAFETY: memory of a receive is the queue's until it completes.
+        let fits = write || unsafe { scatter(&data, &receive.elements) };
+        if !fits {
+            wc.status = status::IBV_WC_LOC_LEN_ERR;
+        }
+        self.complete(cq, wc, p.solicited);
+        if fits { Ok(()) } else { Err(Kind::Length) }
+    }
+}
+
+fn wc(id: u64, number: u32, status: u32) -> ibv_wc {
+    // SAFETY: numbers.
+    let mut wc: ibv_wc = unsafe { std::mem::zeroed() };
+    (wc.wr_id, wc.qp_num, wc.status) = (id, number, status);
+    wc
+}
