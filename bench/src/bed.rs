@@ -33,10 +33,15 @@ impl Bed {
         let scratch = tmpfs.join(format!("stillpoint-bench-{}", std::process::id()));
         std::fs::create_dir_all(&scratch).map_err(|error| format!("make {}: {error}", scratch.display()))?;
         let bed = Bed { built, scratch };
-        for name in ["call", "image", "beat"] {
+        for name in ["call", "image", "beat", "verbs"] {
             let source =
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name).with_extension("c");
-            let line = Command::new("mpicc").arg("-O2").arg(source).arg("-o").arg(bed.program(name)).status();
+            let mut line = Command::new("mpicc");
+            line.arg("-O2").arg(source).arg("-o").arg(bed.program(name));
+            if name == "verbs" {
+                line.arg("-libverbs");
+            }
+            let line = line.status();
             match line {
                 Ok(status) if status.success() => {}
                 Ok(status) => return Err(format!("mpicc {name}.c: {status}")),
@@ -95,6 +100,18 @@ impl Bed {
         let mut command = self.stillpoint(store);
         command.args(["run", "--restarts", "0", "--launcher", LAUNCHER, "-n"]).arg(ranks.to_string());
         command.args(options).arg("--").arg(self.program(program));
+        command
+    }
+
+    /// A program without MPI, natively.
+    pub(crate) fn alone(&self, program: &str) -> Command {
+        Command::new(self.program(program))
+    }
+
+    /// The same under Stillpoint.
+    pub(crate) fn ours_alone(&self, store: &Path, program: &str) -> Command {
+        let mut command = self.stillpoint(store);
+        command.args(["run", "--restarts", "0", "--"]).arg(self.program(program));
         command
     }
 

@@ -51,6 +51,40 @@ pub(crate) fn calls(bed: &Bed, pairs: usize, native_only: bool) -> Result<Vec<Fi
     Ok(figures)
 }
 
+/// A post and an empty poll of the verbs, over a library that does nothing.
+pub(crate) fn verbs(bed: &Bed, pairs: usize, native_only: bool) -> Result<Vec<Figure>, String> {
+    let least = |name| Figure::new(name, "ns", Take::Least, Target::Line(1.0, 15.0));
+    let mut figures = vec![
+        least("ibv_post_send, over a library that does nothing"),
+        least("ibv_poll_cq, empty"),
+        least("ibv_post_send, each of 4 threads"),
+        least("ibv_poll_cq, empty, each of 4 threads"),
+    ];
+    let names = [
+        ("post", figures[0].name),
+        ("poll", figures[1].name),
+        ("post4", figures[2].name),
+        ("poll4", figures[3].name),
+    ];
+    for _ in 0..pairs {
+        let native = run(null(&mut bed.alone("verbs")))?;
+        let ours = if native_only {
+            None
+        } else {
+            let store = bed.folder("store")?;
+            Some(run(null(&mut bed.ours_alone(&store, "verbs"))).map_err(|why| why + &log(&store))?)
+        };
+        add(&mut figures, Some(&native), ours.as_ref(), &names);
+    }
+    Ok(figures)
+}
+
+/// With the model of the verbs in its null form.
+fn null(command: &mut std::process::Command) -> &mut std::process::Command {
+    let own = std::env::current_exe().ok().and_then(|p| Some(p.parent()?.join("verbs-model")));
+    command.env("LD_LIBRARY_PATH", own.unwrap_or_default()).env("MODEL_NULL", "1")
+}
+
 /// What Stillpoint adds to a rank of a small program: the differences of pairs.
 pub(crate) fn weight(bed: &Bed, pairs: usize, native_only: bool) -> Result<Vec<Figure>, String> {
     let mut figures = vec![

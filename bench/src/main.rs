@@ -15,7 +15,7 @@ mod requeue;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask bench [--pairs N] [--native] [--only call|weight|solver|stall|dump|requeue] [--label TEXT]
+cargo xtask bench [--pairs N] [--native] [--only call|verbs|weight|solver|stall|dump|requeue] [--label TEXT]
 N interleaved pairs of runs, 11 if not said; `requeue`, which kills nodes of a Slurm, only if it is named. A whole run, or any with a label, writes bench/results/DATE-COMMIT[-TEXT].md and .json.
 $STILLPOINT_BENCH_DIR: the folder for images and plain files, /dev/shm if not set.";
 
@@ -54,7 +54,7 @@ impl Wish {
     }
 }
 
-const PARTS: [&str; 6] = ["call", "weight", "solver", "stall", "dump", "requeue"];
+const PARTS: [&str; 7] = ["call", "verbs", "weight", "solver", "stall", "dump", "requeue"];
 
 /// Whether a part is wanted; the last one takes as long as all the others together, and wants root.
 fn wanted(part: &str, only: Option<&str>) -> bool {
@@ -78,6 +78,7 @@ fn measure(wish: &Wish) -> Result<(), String> {
         eprintln!("bench: {part}, {} pairs", wish.pairs);
         figures.extend(match part {
             "call" => call::calls(&bed, wish.pairs, wish.native)?,
+            "verbs" => call::verbs(&bed, wish.pairs, wish.native)?,
             "weight" => call::weight(&bed, wish.pairs, wish.native)?,
             "solver" => call::solver(&bed, wish.pairs, wish.native)?,
             "requeue" => requeue::measure(&bed, wish.pairs, wish.native)?,
