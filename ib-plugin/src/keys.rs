@@ -44,9 +44,11 @@ pub(crate) fn set(own: u32, there: Option<u32>) {
     });
 }
 
-/// Whether another region of the application's has, or had, this key already.
+/// Whether another region of the application's has, or had, this key already. Soft-RoCE says 0 where a region has no remote key.
 pub(crate) fn is_taken(own: u32) -> bool {
-    CHANGED.load(Relaxed) && (LOCAL.with(|all| all.contains_key(&own)) || TAKEN.with(|t| t.contains(&own)))
+    own != 0
+        && CHANGED.load(Relaxed)
+        && (LOCAL.with(|all| all.contains_key(&own)) || TAKEN.with(|t| t.contains(&own)))
 }
 
 /// Whether anything is to be translated.
@@ -104,7 +106,7 @@ mod tests {
     #[test]
     fn a_key_of_before_stays_taken() {
         renew([(5, 6)].into(), [5].into_iter());
-        assert!(changed() && is_taken(5) && !is_taken(6));
+        assert!(changed() && is_taken(5) && !is_taken(6) && !is_taken(0));
         set(5, None);
         assert!(is_taken(5));
     }
