@@ -115,6 +115,42 @@ impl Drop for Front {
     }
 }
 
+/// Memory of a front's own, whose lock no thread holds when it is stopped: the still point's commands allocate, too, and one of them may
+/// run on that very thread.
+#[derive(Debug)]
+pub struct Guarded<A>(pub A);
+
+// SAFETY: what the allocator inside promises.
+unsafe impl<A: std::alloc::GlobalAlloc> std::alloc::GlobalAlloc for Guarded<A> {
+    #[inline]
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        let _front = Front::enter();
+        // SAFETY: the caller's promise; the same for the others.
+        unsafe { self.0.alloc(layout) }
+    }
+
+    #[inline]
+    unsafe fn dealloc(&self, at: *mut u8, layout: std::alloc::Layout) {
+        let _front = Front::enter();
+        // SAFETY: as above.
+        unsafe { self.0.dealloc(at, layout) }
+    }
+
+    #[inline]
+    unsafe fn alloc_zeroed(&self, layout: std::alloc::Layout) -> *mut u8 {
+        let _front = Front::enter();
+        // SAFETY: as above.
+        unsafe { self.0.alloc_zeroed(layout) }
+    }
+
+    #[inline]
+    unsafe fn realloc(&self, at: *mut u8, layout: std::alloc::Layout, size: usize) -> *mut u8 {
+        let _front = Front::enter();
+        // SAFETY: as above.
+        unsafe { self.0.realloc(at, layout, size) }
+    }
+}
+
 /// The thread pointer is the lower half's while this lives.
 #[derive(Debug)]
 pub struct Crossing {

@@ -15,7 +15,8 @@ extern crate alloc;
 /// Memory of our own: at the still point a stopped thread may hold the lock of the application's malloc.
 #[cfg(not(test))]
 #[global_allocator]
-static MEMORY: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+static MEMORY: stillpoint_loader::switch::Guarded<dlmalloc::GlobalDlmalloc> =
+    stillpoint_loader::switch::Guarded(dlmalloc::GlobalDlmalloc);
 
 pub mod attr;
 mod buffered;
