@@ -348,6 +348,8 @@ pub struct Upper {
     pub below: [[AtomicUsize; 2]; MAX_BELOW],
     /// Number of those.
     pub n_below: AtomicU32,
+    /// Nonzero once the application has advised that memory be kept from forked children, or be empty there (madvise(2)).
+    pub fork_advised: AtomicU32,
     /// Mail from other ranks that the MPI front has not read: a ring of identities. The lower half writes at `mail_in`, the
     /// front reads at `mail_out`; both count up for ever.
     pub mail: [AtomicU64; MAIL_ROOM],
@@ -503,7 +505,7 @@ pub mod request {
 const _: () = {
     assert!(size_of::<Half>() <= HALF_LEN);
     assert!(size_of::<Upper>() <= UPPER_LEN);
-    assert!(size_of::<ThreadRec>() % 8 == 0);
+    assert!(size_of::<ThreadRec>().is_multiple_of(8));
     assert!(LOW_START < LOW_END && LOW_END < LENT_END && LENT_END < 1 << 32);
     assert!(HALF_ADDR + HALF_LEN <= WINDOW_START);
     assert!(UPPER_ADDR + UPPER_LEN <= SPACE_ADDR);

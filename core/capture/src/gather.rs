@@ -7,8 +7,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use stillpoint_image::{Cpu, Fd, FdKind, Meta, Mpi, Phase, Process, Region, Signals, Tcp, Thread};
 use stillpoint_sys::raw::{getpid, monotonic_ns, nr};
 use stillpoint_sys::{arch, half, maps, sys, upper};
@@ -73,6 +73,57 @@ pub fn regions(listing: &[u8]) -> Vec<Region> {
             flags: 0,
         })
         .collect()
+}
+
+/// [`Region::flags`]: the memory is not there in a forked child, or is empty there (MADV_DONTFORK, MADV_WIPEONFORK).
+pub(crate) const DONT_FORK: u64 = 1;
+pub(crate) const WIPE_ON_FORK: u64 = 2;
+
+/// A frozen child has not found all memory: it is to be looked for from now on.
+static MISSED: AtomicBool = AtomicBool::new(false);
+
+/// A library below kept memory of the application's from children when that was looked for.
+static KEPT: AtomicBool = AtomicBool::new(false);
+
+/// A frozen child has found memory missing.
+pub(crate) fn missed() {
+    MISSED.store(true, Relaxed);
+}
+
+/// Of what the application has not asked for itself, and a restart does not ask for again.
+pub(crate) fn is_kept_from_children() -> bool {
+    KEPT.load(Relaxed)
+}
+
+/// Libraries below advise too: libibverbs for what it registers, once UCX has called ibv_fork_init(3). (In the place of libc's madvise
+/// that cannot be noted: UCX patches the function.) Looked for before anybody stands still, where a verbs device is mapped, as it is
+/// where there are queue pairs. What is advised after that, the frozen child finds missing.
+fn note_kept(listing: &[u8]) {
+    let registers = || maps::parse(listing).any(|m| m.name.starts_with(b"/dev/infiniband/"));
+    let kept = (MISSED.load(Relaxed) || registers())
+        && fs::read("/proc/self/smaps").is_ok_and(|smaps| {
+            let mut all = regions(listing);
+            note_advice(&mut all, &smaps);
+            all.iter().any(|r| r.flags != 0)
+        });
+    KEPT.store(kept, Relaxed);
+}
+
+/// Notes what a forked child does not see as it is, from a listing of `/proc/self/smaps`.
+fn note_advice(regions: &mut [Region], smaps: &[u8]) {
+    let mut at = None;
+    for line in smaps.split(|c| *c == b'\n') {
+        if let Some(flags) = line.strip_prefix(b"VmFlags:") {
+            let has = |flag: &[u8]| flags.split(|c| *c == b' ').any(|f| f == flag);
+            let flags = (u64::from(has(b"dc")) * DONT_FORK) | (u64::from(has(b"wf")) * WIPE_ON_FORK);
+            let Some((start, end)) = at.take().filter(|_| flags != 0) else { continue };
+            for r in regions.iter_mut().filter(|r| r.start < end && start < r.end) {
+                r.flags |= flags;
+            }
+        } else if let Some(m) = maps::parse_line(line) {
+            at = Some((m.start as u64, m.end as u64));
+        }
+    }
 }
 
 /// Devices that are the same whoever opens them, and when: opening them again is putting them back.
@@ -277,6 +328,7 @@ fn look(streams: &Streams) -> Vec<String> {
     }
     if let Ok(text) = fs::read("/proc/self/maps") {
         r.extend(shared(&regions(&text)));
+        note_kept(&text);
     }
     if !text("/proc/self/timers").is_empty() {
         r.push("a POSIX timer (timer_create) exists".into());
@@ -409,6 +461,11 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
         libc::umask(m);
         m
     };
+    let mut regions = regions(&listing);
+    if u.fork_advised.load(Relaxed) != 0 {
+        let smaps = fs::read("/proc/self/smaps");
+        note_advice(&mut regions, &smaps.map_err(|e| vec![format!("/proc/self/smaps cannot be read: {e}")])?);
+    }
     let realtime = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Ok(Meta {
         process: Process {
@@ -431,7 +488,7 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
             },
             generation: u.generation.load(Relaxed),
         },
-        regions: regions(&listing),
+        regions,
         threads,
         signals: Signals { pending: crate::pending::of_process(), itimers },
         fds,

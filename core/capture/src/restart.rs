@@ -116,6 +116,13 @@ pub fn memory(image: &Image, m: &Meta) -> Result<(), Error> {
             // SAFETY: as it was in the old process.
             unsafe { sys!(nr::MPROTECT, r.start, r.end - r.start, r.prot) };
         }
+        // MADV_DONTFORK, MADV_WIPEONFORK.
+        for (flag, advice) in [(crate::gather::DONT_FORK, 10), (crate::gather::WIPE_ON_FORK, 18)] {
+            if r.flags & flag != 0 {
+                // SAFETY: what a child will see of it, as in the old process.
+                unsafe { sys!(nr::MADVISE, r.start, r.end - r.start, advice) };
+            }
+        }
     }
     if upper().magic != MAGIC {
         return Err(Error::Build);
@@ -276,12 +283,6 @@ pub fn descriptors(m: &Meta) -> Result<(), Error> {
         if fd < 0 {
             return Err(bad(format!("cannot be opened ({})", std::io::Error::from_raw_os_error(-fd))));
         }
-        let writable = f.flags & libc::O_ACCMODE != libc::O_RDONLY;
-        if let (FdKind::File { len, .. }, true) = (&f.kind, writable) {
-            // What was written after the checkpoint will be written again.
-            // SAFETY: our own descriptor.
-            unsafe { libc::ftruncate(fd, i64::try_from(*len).unwrap_or(i64::MAX)) };
-        }
         // SAFETY: our own descriptor.
         unsafe { libc::lseek(fd, i64::try_from(f.offset).unwrap_or(0), libc::SEEK_SET) };
         let moved = fd != f.num;
@@ -317,6 +318,23 @@ pub fn descriptors(m: &Meta) -> Result<(), Error> {
     })?;
     // SAFETY: sets a number.
     unsafe { libc::umask(m.process.umask) };
+    Ok(())
+}
+
+/// Cuts files that are open for writing to their length of then: what was written after the checkpoint will be written again. Not before
+/// nothing else can fail: a restart that is refused changes no file.
+///
+/// # Errors
+/// Names the descriptor and the file.
+pub fn cut(m: &Meta) -> Result<(), Error> {
+    for f in m.fds.iter().filter(|f| f.flags & libc::O_ACCMODE != libc::O_RDONLY) {
+        let FdKind::File { path, len, .. } = &f.kind else { continue };
+        // SAFETY: the application's descriptor, which stands for this file again.
+        if unsafe { libc::ftruncate(f.num, i64::try_from(*len).unwrap_or(i64::MAX)) } < 0 {
+            let why = format!("cannot be cut to {len} bytes ({})", std::io::Error::last_os_error());
+            return Err(Error::File { num: f.num, path: OsStr::from_bytes(path).into(), why });
+        }
+    }
     Ok(())
 }
 

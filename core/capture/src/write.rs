@@ -33,6 +33,23 @@ pub fn end_frozen(pid: i32) {
     }
 }
 
+/// Ends and reaps all frozen children, or gives up after five seconds: who waits for a disk does not end before that has answered. For a process that becomes another program: that one would find them among its
+/// children, know nothing of them, and even be sent a SIGCHLD when they end (do_notify_parent in kernel/signal.c).
+pub fn end_all_frozen() {
+    for pid in FROZEN.iter().map(|f| f.load(Relaxed)).filter(|p| *p > 0) {
+        end_frozen(pid);
+        for _ in 0..5000 {
+            // SAFETY: waits for a child of ours; __WCLONE because it has no exit signal. Another thread may have been here first.
+            let left = unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG | libc::__WCLONE) };
+            if left != 0 {
+                replace_frozen(pid, 0);
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
 fn reap(pid: i32) {
     // SAFETY: a siginfo_t of zeros is one, and is written to; WNOWAIT leaves the child to be reaped. __WCLONE because it has
     // no exit signal.
@@ -44,7 +61,7 @@ fn reap(pid: i32) {
         {}
     }
     let _reaping = REAPING.lock();
-    // SAFETY: reaps the child, which has ended.
+    // SAFETY: reaps the child, which has ended; another thread may have been here first.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WCLONE) };
     replace_frozen(pid, 0);
 }
@@ -83,15 +100,17 @@ pub struct Written {
 }
 
 /// Names of [`Written::step`].
-pub const STEPS: [&str; 6] = [
+pub const STEPS: [&str; 7] = [
     "list the pages",
     "write memory",
     "write the sections",
     "make the image durable",
     "fork",
     "list more than 4194304 separate stretches of memory",
+    "see all memory in the frozen child (a library below keeps some from children, MADV_DONTFORK; the next image is written directly)",
 ];
 const MANY: usize = 5;
+const UNSEEN: usize = 6;
 
 /// Memory for the writer, made before the fork and given back by its drop.
 struct Room {
@@ -280,9 +299,32 @@ struct Job<'a> {
     room: &'a Room,
 }
 
+/// In this process, which goes on: memory that cannot be read is so again afterwards, also where that fails.
+fn write_directly(j: &Job<'_>) -> Step<Written> {
+    let result = write_all(j);
+    for r in j.regions.iter().filter(|r| r.prot & 1 == 0) {
+        // SAFETY: as it was.
+        unsafe { sys!(nr::MPROTECT, r.start, r.end - r.start, r.prot) };
+    }
+    result
+}
+
+/// In a forked child: it must have all regions.
+fn sees_all(regions: &[Region]) -> Step<()> {
+    const MS_ASYNC: usize = 1;
+    for r in regions {
+        // SAFETY: does nothing but look whether all of it is mapped (msync(2), ENOMEM).
+        let n = unsafe { sys!(nr::MSYNC, r.start, r.end - r.start, MS_ASYNC) };
+        if n < 0 {
+            return Err((UNSEEN, -n));
+        }
+    }
+    Ok(())
+}
+
 fn write_all(j: &Job<'_>) -> Step<Written> {
     for r in j.regions.iter().filter(|r| r.prot & 1 == 0) {
-        // SAFETY: readable for the time of writing; the direct path puts it back.
+        // SAFETY: readable for the time of writing.
         unsafe { sys!(nr::MPROTECT, r.start, r.end - r.start, r.prot | 1) };
     }
     let runs = j.room.slice::<Run>(0, RUNS);
@@ -322,10 +364,6 @@ fn write_all(j: &Job<'_>) -> Step<Written> {
     header.encode(&mut page);
     section(&page, 0)?;
     sync()?;
-    for r in j.regions.iter().filter(|r| r.prot & 1 == 0) {
-        // SAFETY: as it was.
-        unsafe { sys!(nr::MPROTECT, r.start, r.end - r.start, r.prot) };
-    }
     Ok(Written {
         errno: 0,
         step: 0,
@@ -353,7 +391,7 @@ pub enum Snapshot {
         /// Where it reports.
         report: OwnedFd,
     },
-    /// Written already.
+    /// Written already, directly.
     Done(Written),
 }
 
@@ -362,8 +400,10 @@ pub enum Snapshot {
 /// # Errors
 /// What failed before anything was written.
 pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot, String> {
-    // Shared memory is not copied on write: a frozen child would see the application go on.
-    let direct = direct || meta.regions.iter().any(crate::gather::is_shared_anonymous);
+    // Shared memory is not copied on write: a frozen child would see the application go on. And other memory is not there at all
+    // (INV-7).
+    let unseen = |r: &Region| crate::gather::is_shared_anonymous(r) || r.flags != 0;
+    let direct = direct || crate::gather::is_kept_from_children() || meta.regions.iter().any(unseen);
     let direct = crate::room::check(order.path, &meta.regions, direct)?;
     let (bytes, meta_sum) = encode_meta(meta, &order.seal).map_err(|e| e.to_string())?;
     let room = Room::new().map_err(|e| format!("no memory for the writer: {e}"))?;
@@ -388,7 +428,7 @@ pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot
         room: &room,
     };
     if direct {
-        return Ok(Snapshot::Done(outcome(write_all(&job))));
+        return Ok(Snapshot::Done(outcome(write_directly(&job))));
     }
     let mut pipe = [0i32; 2];
     // SAFETY: makes two descriptors.
@@ -434,7 +474,7 @@ pub fn snapshot(order: &Order<'_>, meta: &Meta, direct: bool) -> Result<Snapshot
             // If the parent dies the image is worthless; PR_SET_PDEATHSIG, SIGKILL.
             sys!(nr::PRCTL, 1, 9);
             let w = if me > 0 {
-                outcome(write_all(&Job { pagemap: own as i32, ..job }))
+                outcome(sees_all(job.regions).and_then(|()| write_all(&Job { pagemap: own as i32, ..job })))
             } else {
                 Written::default()
             };
@@ -472,6 +512,10 @@ impl Snapshot {
         };
         if w.errno == 0 {
             return Ok(w);
+        }
+        if w.step == UNSEEN as u64 {
+            // The next image is not made by a child.
+            crate::gather::missed();
         }
         let what = STEPS.get(w.step as usize).copied().unwrap_or("write");
         Err(format!("cannot {what}: {}", std::io::Error::from_raw_os_error(w.errno as i32)))

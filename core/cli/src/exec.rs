@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use stillpoint_storage::node::NodeDir;
 
 use crate::catalog;
@@ -135,14 +136,24 @@ fn keeps_images(burst: Option<OsString>, run: Option<OsString>) -> Result<(), Er
     made.map(drop).map_err(|e| Error::Burst(burst.into(), e))
 }
 
+/// Comes back only if that fails. The mask that the application gets stands in the arguments already.
 fn become_rank(prepared: Result<Command, Error>) -> Error {
     match prepared {
         Ok(mut c) => {
+            // Until there is a handler for a scheduler's warning, the rank would die of it: what comes waits.
+            let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
             let source = c.exec();
+            let _ = before.map(|mask| mask.thread_set_mask());
             Error::Start { what: c.get_program().to_string_lossy().into_owned(), source }
         }
         Err(e) => e,
     }
+}
+
+/// The calling thread's signal mask, as the rank is told it (`SigBlk` of proc_pid_status(5)).
+fn mask() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    text.lines().find_map(|line| Some(line.strip_prefix("SigBlk:")?.trim().to_owned()))
 }
 
 fn prepare(
@@ -161,6 +172,7 @@ fn prepare(
         c.env_remove("STILLPOINT_RESTART");
         return Ok(c);
     }
+    c.args(mask().into_iter().flat_map(|hex| ["--mask".to_owned(), hex]));
     let name = command.first().map_or(OsStr::new(""), |n| n);
     if name.as_encoded_bytes().contains(&b'/') {
         may_run(name)?;

@@ -273,10 +273,10 @@ fn wait(
         }
         if let Some(s) = heard.next(next_look.saturating_duration_since(Instant::now())) {
             // A ^C or ^\ at the terminal has reached the whole foreground group already.
-            if !([SIGINT, SIGQUIT].contains(&s) && in_foreground()) {
-                if let Some(s) = Signal::from_named_raw(s) {
-                    let _ = kill_process(pid, s);
-                }
+            if !([SIGINT, SIGQUIT].contains(&s) && in_foreground())
+                && let Some(s) = Signal::from_named_raw(s)
+            {
+                let _ = kill_process(pid, s);
             }
             continue;
         }

@@ -37,10 +37,11 @@ pub(crate) fn is_result(o: &JobOutcome, status: u8) -> bool {
 
 /// A rank was killed, and what others then gave up with is no result. Of Open MPI's mpirun only: its status is that of the first to
 /// end badly, and it ends the others by SIGTERM, of which the agent is told: one that is lost without that word was killed
-/// before, as the agent says, or as the status does where the agent has heard of the others first.
+/// before, as the agent says, or as the status does where the agent has heard of the others first. Where both have, the launcher too, it was
+/// lost at nearly the same time.
 pub(crate) fn died_first(o: &JobOutcome, status: u8) -> bool {
     let says_status = status > 128 && !o.lost.is_empty() && !is_result(o, status);
-    says_status || o.restart && o.is_cut_down()
+    says_status || o.restart && o.is_cut_down() || o.abort.is_none() && !o.silent.is_empty()
 }
 
 /// The verdict, from what the agent knows, the launcher's exit status and the signal that we were sent, if any.
@@ -120,6 +121,9 @@ mod tests {
         let o = JobOutcome { lost: vec![2, 1], exited: vec![(0, 1)], ended: true, ..JobOutcome::default() };
         assert!(died_first(&o, 137));
         assert!(!died_first(&o, 1), "its own status: the others were ended because of it");
+        let silent = JobOutcome { silent: vec![2], ..o.clone() };
+        assert!(died_first(&silent, 1), "nobody had told one of them");
+        assert!(!died_first(&JobOutcome { abort: Some((0, 1)), ..silent }, 1));
         let judged = JobOutcome { restart: true, ..o.clone() };
         assert!(died_first(&judged, 1), "the agent has heard of the loss first");
         assert!(!died_first(&JobOutcome { told: vec![1, 2], ..judged }, 1), "they were ended because of it");

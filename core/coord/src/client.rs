@@ -150,6 +150,8 @@ pub enum Local {
     Snapped {
         /// Bytes.
         bytes: u64,
+        /// It is written already.
+        direct: bool,
     },
     /// The image is durable.
     Written {
@@ -387,8 +389,8 @@ impl Client {
             Local::DrainFailed(reason) if matches!(self.stage, Stage::Stop | Stage::Drain) => {
                 send(FromRank::DrainFailed { ckpt, reason })
             }
-            Local::Snapped { bytes } if self.stage == Stage::Snapshot => {
-                send(FromRank::Snapped { ckpt, bytes })
+            Local::Snapped { bytes, direct } if self.stage == Stage::Snapshot => {
+                send(FromRank::Snapped { ckpt, bytes, direct })
             }
             Local::Written { ckpt: of, bytes, digest, file_len } if of == ckpt && ckpt != 0 => {
                 send(FromRank::Written { ckpt, bytes, digest, file_len })

@@ -344,7 +344,7 @@ impl World {
             }
             Did::Drained if self.rng.below(15) == 0 => self.local(n, Local::DrainFailed("late".into())),
             Did::Drained => self.local(n, Local::Drained),
-            Did::Snapped => self.local(n, Local::Snapped { bytes: 1 }),
+            Did::Snapped => self.local(n, Local::Snapped { bytes: 1, direct: false }),
             Did::Written => self.local(n, Local::Written { ckpt, bytes: 1, digest: [0; 16], file_len: 1 }),
         }
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
 /// Version of the messages; the two ends must have the same.
-pub const WIRE_VERSION: u16 = 5;
+pub const WIRE_VERSION: u16 = 7;
 /// Longest payload accepted.
 pub const MAX_FRAME: usize = 256 << 20;
 const MAGIC: [u8; 2] = *b"SP";
@@ -205,6 +205,8 @@ pub enum FromRank {
         ckpt: u64,
         /// Bytes that it will hold.
         bytes: u64,
+        /// It is written already: as it was ordered, or because this rank cannot have it written by a frozen child.
+        direct: bool,
     },
     /// The image is durable.
     Written {
@@ -402,7 +404,7 @@ pub struct Measures {
     pub total_ns: u64,
     /// Bytes of memory in all images.
     pub bytes: u64,
-    /// Direct instead of forked.
+    /// Some image was written directly, instead of by a frozen child.
     pub direct: bool,
 }
 
@@ -416,6 +418,10 @@ pub struct JobOutcome {
     /// Of these, the ranks that somebody has ended by SIGTERM: their launcher, because of another rank.
     #[serde(default)]
     pub told: Vec<u32>,
+    /// Of these, the ranks of which was heard just after the first one had failed, and whom nobody had told to end: they may have been killed
+    /// before, and their peers have given up because of it and been heard of first.
+    #[serde(default)]
+    pub silent: Vec<u32>,
     /// Ranks that exited, and their status.
     pub exited: Vec<(u32, i32)>,
     /// Rank that called MPI_Abort first, and its code.

@@ -87,6 +87,8 @@ pub struct Config {
     pub copy: Nanos,
     /// How long a rank that has lost its line may stay away before it counts as lost.
     pub away: Nanos,
+    /// How long after the last warning of a scheduler what it asked for is tried again, a second after a failure, then two, four and so on.
+    pub insist: Nanos,
     /// Quiet time after which held collectives are released, when nobody runs.
     pub release: Nanos,
     /// The same when somebody runs but nothing changes (a loop of probes looks like that). Doubles once.
@@ -107,6 +109,7 @@ impl Default for Config {
             write: 1800 * SEC,
             copy: 600 * SEC,
             away: 30 * SEC,
+            insist: 120 * SEC,
             release: 3 * MS,
             release_running: 200 * MS,
         }
@@ -299,6 +302,17 @@ impl Asker {
     }
 }
 
+/// How what a warning asked for is tried again.
+#[derive(Clone, Copy, Debug)]
+struct Insists {
+    /// The last warning, or the first failure.
+    since: Nanos,
+    /// When the next one is tried.
+    next: Nanos,
+    /// The time from the failure before.
+    pause: Nanos,
+}
+
 /// The coordinator of one job.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -322,6 +336,8 @@ pub struct Coordinator {
     exchanged: bool,
     asked: Vec<Asker>,
     queue: VecDeque<(Asker, bool)>,
+    /// After a checkpoint that a warning asked for has failed.
+    insists: Option<Insists>,
     begun: Nanos,
     held_since: Option<Nanos>,
     stopped_at: Nanos,
@@ -338,6 +354,8 @@ pub struct Coordinator {
     /// Ranks that had exited under an agent before this one, and their status.
     before: Vec<(u32, i32)>,
     judged: bool,
+    /// When the first rank failed, where none had been lost before.
+    failed: Option<Nanos>,
     /// When ranks that were told to end count as lost even though others run on.
     told_until: Option<Nanos>,
     went: bool,
@@ -367,6 +385,7 @@ impl Coordinator {
             exchanged: false,
             asked: Vec::new(),
             queue: VecDeque::new(),
+            insists: None,
             begun: now,
             held_since: None,
             stopped_at: now,
@@ -382,6 +401,7 @@ impl Coordinator {
             outcome: JobOutcome { incarnation, ..JobOutcome::default() },
             before: Vec::new(),
             judged: false,
+            failed: None,
             told_until: None,
             went: false,
             out: Vec::new(),
@@ -476,7 +496,8 @@ impl Coordinator {
     fn stage_tick(&self) -> Option<Nanos> {
         match self.stage {
             Stage::Idle => {
-                let at = self.last_end.saturating_add(self.interval()?);
+                let due = self.interval().map(|i| self.last_end.saturating_add(i));
+                let at = due.into_iter().chain(self.holds_warnings()).min()?;
                 (!self.preparing && self.unready().is_empty() && !self.is_cut()).then_some(at)
             }
             Stage::Commit => None,
@@ -556,7 +577,10 @@ impl Coordinator {
                 }
             }
             FromRank::Stopped { ckpt } => self.done(rank, ckpt, Stage::Stop),
-            FromRank::Snapped { ckpt, bytes: _ } => self.done(rank, ckpt, Stage::Snapshot),
+            FromRank::Snapped { ckpt, bytes: _, direct } => {
+                self.measures.direct |= direct && current(ckpt, self);
+                self.done(rank, ckpt, Stage::Snapshot);
+            }
             FromRank::Exchange { ckpt, round, said } => self.answered(rank, ckpt, round, Some(said)),
             FromRank::Drained { ckpt, round } => self.answered(rank, ckpt, round, None),
             FromRank::Rebuilt { round } => self.answered(rank, 0, round, None),

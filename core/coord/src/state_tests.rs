@@ -192,10 +192,10 @@ impl World {
     /// Handles events until `done` or nothing is left. Ticks are bounded by the coordinator's own wishes.
     fn run(&mut self, limit: Nanos, mut done: impl FnMut(&World) -> bool) -> bool {
         while !done(self) {
-            if let Some(t) = self.coord.next_tick() {
-                if self.events.peek().is_none_or(|Reverse((at, _))| *at > t) {
-                    self.at(t, Ev::Tick);
-                }
+            if let Some(t) = self.coord.next_tick()
+                && self.events.peek().is_none_or(|Reverse((at, _))| *at > t)
+            {
+                self.at(t, Ev::Tick);
             }
             let Some(Reverse((at, seq))) = self.events.pop() else { return false };
             if at > limit {
@@ -369,7 +369,7 @@ impl World {
                     }
                     self.ranks[here].snapped = ckpt;
                     let failed = self.fail_one_in > 0 && self.rng.below(self.fail_one_in) == 0;
-                    self.after(3 * MS, Ev::Local(rank, Local::Snapped { bytes: 7 }));
+                    self.after(3 * MS, Ev::Local(rank, Local::Snapped { bytes: 7, direct: false }));
                     let end = if failed {
                         Local::WriteFailed { ckpt, reason: "no space".into() }
                     } else {
@@ -656,6 +656,26 @@ fn outcome_of(story: &[(u32, Option<Leaving>)]) -> Coordinator {
 }
 
 #[test]
+fn who_is_lost_just_after_a_failure_may_have_been_killed_before() {
+    let told = Some(Leaving::Ended(15));
+    let failed = Some(Leaving::Exit(1));
+    let c = outcome_of(&[(0, failed), (1, None), (2, failed)]);
+    assert!(c.ended() && !c.outcome().restart && c.outcome().silent == [1]);
+    assert_eq!(outcome_of(&[(0, failed), (1, told), (2, failed)]).outcome().silent, []);
+    assert_eq!(outcome_of(&[(0, Some(Leaving::Abort(1))), (1, None)]).outcome().silent, []);
+    assert_eq!(outcome_of(&[(0, Some(Leaving::Exit(0))), (1, None)]).outcome().silent, []);
+    assert_eq!(
+        outcome_of(&[(1, None), (0, failed), (2, None)]).outcome().silent,
+        [],
+        "that is known without"
+    );
+    // Long after it the launcher may have killed it.
+    let mut c = outcome_of(&[(0, failed)]);
+    c.handle(600_000_000, Event::Closed(2));
+    assert!(c.outcome().lost == [1] && c.outcome().silent.is_empty());
+}
+
+#[test]
 fn who_is_told_to_end_is_not_the_cause() {
     let told = Some(Leaving::Ended(15));
     // The cause is heard of last: a result.
@@ -770,6 +790,49 @@ fn a_warning_waits_for_those_who_are_away() {
     assert!(!c.handle(SEC, Event::Prepared(Ok(CkptId(2)))).iter().any(answers));
     // Who does not come back at all ends the waiting.
     assert!(c.handle(60 * SEC, Event::Tick).iter().any(answers));
+}
+
+#[test]
+fn what_a_warning_asked_for_is_tried_again() {
+    let (mut c, limit) = (Coordinator::new(Config::default(), 0, 0), Config::default().insist);
+    for rank in 0..3 {
+        c.handle(0, Event::Message(1 + u64::from(rank), again(rank, 0, 0)));
+    }
+    let request = |id| Event::Message(1, FromRank::Request { id });
+    let answers = |all: &[Action], id| {
+        all.iter().any(|a| matches!(a, Action::Send(1, ToRank::Answer { id: to, .. }) if *to == id))
+    };
+    let refused = |c: &mut Coordinator, now, ckpt| {
+        c.handle(now, Event::Prepared(Ok(CkptId(ckpt))));
+        let mut all = c.handle(now, request(7));
+        for conn in 1..=3 {
+            let no = FromRank::Refused { ckpt, reasons: vec!["a child process".into()] };
+            all.extend(c.handle(now, Event::Message(conn, no)));
+        }
+        assert!(all.contains(&Action::Discard(CkptId(ckpt))), "{all:?}");
+        all
+    };
+    assert!(c.handle(0, request(0)).contains(&Action::Prepare));
+    let all = refused(&mut c, SEC, 1);
+    assert!(answers(&all, 7) && !answers(&all, 0) && !all.contains(&Action::Prepare), "{all:?}");
+    assert_eq!(c.next_tick(), Some(2 * SEC));
+    let half = SEC + SEC / 2;
+    assert_eq!(c.handle(half, request(0)), [], "another warning meanwhile does not hasten it");
+    assert!(c.handle(2 * SEC, Event::Tick).contains(&Action::Prepare));
+    assert!(!answers(&refused(&mut c, 2 * SEC, 2), 0));
+    assert_eq!(c.next_tick(), Some(4 * SEC), "later each time");
+    assert!(c.handle(4 * SEC, Event::Tick).contains(&Action::Prepare));
+    let all = refused(&mut c, half + limit - 1, 3);
+    assert!(!answers(&all, 0), "as long after the last one: {all:?}");
+    let next = c.next_tick().unwrap_or_default();
+    assert!(c.handle(next, Event::Tick).contains(&Action::Prepare));
+    let all = refused(&mut c, next, 4);
+    assert!(answers(&all, 0), "not for ever: {all:?}");
+    assert_eq!(c.next_tick(), None);
+    // The next one is tried as long, and a request of somebody else does not wait for it.
+    assert!(c.handle(2 * limit, request(0)).contains(&Action::Prepare));
+    assert!(!answers(&refused(&mut c, 2 * limit, 5), 0));
+    assert!(c.handle(2 * limit, request(8)).contains(&Action::Prepare));
 }
 
 #[path = "state_tests/copy.rs"]

@@ -90,6 +90,13 @@ pub(crate) extern "C" fn dispatch(r: &mut Regs, n: u32) -> isize {
             }
             pass(n, r)
         }
+        nr::MADVISE => {
+            // MADV_DONTFORK and MADV_WIPEONFORK: a frozen child does not see such memory as it is.
+            if matches!(r.rdx, 10 | 18) {
+                upper().fork_advised.store(1, Relaxed);
+            }
+            pass(n, r)
+        }
         nr::EXECVE => execve(r),
         nr::EXIT_GROUP => {
             say_goodbye(r.rdi);

@@ -146,7 +146,7 @@ impl Layout {
     fn check(&self, file_len: u64) -> Result<(), Bad> {
         let pages = (self.meta_off.checked_sub(PAGE).ok_or("meta before the memory")?) / PAGE;
         let meta_end = self.meta_off.checked_add(self.meta_len).ok_or("meta length")?;
-        let fits = self.meta_off % PAGE == 0
+        let fits = self.meta_off.is_multiple_of(PAGE)
             && (SECTION_HEAD..=META_MAX).contains(&self.meta_len)
             && Some(self.index_off) == meta_end.checked_next_multiple_of(PAGE)
             && self.runs <= self.frames

@@ -101,7 +101,7 @@ impl<'a> RunTable<'a> {
         let bad = Error::BadRun { addr, pages };
         let Some(end) = pages.checked_mul(PAGE).and_then(|b| b.checked_add(addr)) else { return Err(bad) };
         let after = self.runs().last().map_or(0, |r| r.addr + r.pages * PAGE);
-        if addr % PAGE != 0 || pages == 0 || addr < after || end > ADDR_END {
+        if !addr.is_multiple_of(PAGE) || pages == 0 || addr < after || end > ADDR_END {
             return Err(bad);
         }
         if self.len > 0 && addr == after {

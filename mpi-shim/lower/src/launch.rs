@@ -6,7 +6,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::{Relaxed, Release};
-use stillpoint_abi::half::{HALF_ADDR, Half, goodbye};
+use stillpoint_abi::half::{HALF_ADDR, Half};
 use stillpoint_loader::{Error as LoadError, place, stack, vdso};
 use stillpoint_sys::raw::{getpid, gettid, monotonic_ns, nr};
 use stillpoint_sys::{half, sys, upper};
@@ -15,7 +15,7 @@ use stillpoint_sys::{half, sys, upper};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// The command line makes no sense.
-    #[error("usage: stillpoint-rank [--argv0 NAME] -- PROGRAM ARGS…")]
+    #[error("usage: stillpoint-rank [--argv0 NAME] [--mask HEX] -- PROGRAM ARGS…")]
     Usage,
     /// The loader's reasons.
     #[error(transparent)]
@@ -62,16 +62,24 @@ pub(crate) enum Error {
 /// What the command line asks for.
 #[derive(Debug)]
 enum Plan {
-    Start { program: PathBuf, argv: Vec<Vec<u8>> },
-    Restart { image: PathBuf },
+    /// `mask` is the signal mask of the first thread, where all are blocked at the moment.
+    Start {
+        program: PathBuf,
+        argv: Vec<Vec<u8>>,
+        mask: Option<u64>,
+    },
+    Restart {
+        image: PathBuf,
+    },
 }
 
 fn parse(args: impl Iterator<Item = OsString>) -> Option<Plan> {
     let mut args = args.skip(1).peekable();
-    let mut argv0 = None;
+    let (mut argv0, mut mask) = (None, None);
     loop {
         match args.next()?.as_bytes() {
             b"--argv0" => argv0 = Some(args.next()?),
+            b"--mask" => mask = Some(u64::from_str_radix(args.next()?.to_str()?, 16).ok()?),
             b"--restart" => return Some(Plan::Restart { image: args.next()?.into() }),
             b"--" => break,
             _ => return None,
@@ -80,7 +88,7 @@ fn parse(args: impl Iterator<Item = OsString>) -> Option<Plan> {
     let program = PathBuf::from(args.next()?);
     let mut argv = vec![argv0.unwrap_or_else(|| program.clone().into_os_string()).into_vec()];
     argv.extend(args.map(OsStringExt::into_vec));
-    Some(Plan::Start { program, argv })
+    Some(Plan::Start { program, argv, mask })
 }
 
 /// Directory of the parts: STILLPOINT_LIBEXEC, else beside this program.
@@ -145,7 +153,7 @@ pub(crate) fn fill_half() {
     h.warn_signal.store(crate::warn::signal(), Relaxed);
     h.end_signal.store(crate::ended::signal(), Relaxed);
     crate::fds::ready();
-    h.exec.store((exec as *const ()).expose_provenance(), Relaxed);
+    h.exec.store((crate::exec::exec as *const ()).expose_provenance(), Relaxed);
     let number = |names: &[&str]| names.iter().find_map(|n| std::env::var(n).ok()?.parse().ok());
     h.rank.store(
         number(&["STILLPOINT_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID"])
@@ -171,9 +179,9 @@ pub(crate) fn fill_vdso_gaps() {
 }
 
 /// The upper half's LD_PRELOAD as the user wants it; the front, which stands before it, puts it back.
-const USER_PRELOAD: &str = "STILLPOINT_USER_PRELOAD";
+pub(crate) const USER_PRELOAD: &str = "STILLPOINT_USER_PRELOAD";
 
-fn setting(key: &[u8], value: &[u8]) -> Vec<u8> {
+pub(crate) fn setting(key: &[u8], value: &[u8]) -> Vec<u8> {
     [key, b"=", value].concat()
 }
 
@@ -204,86 +212,6 @@ fn environment() -> Vec<Vec<u8>> {
     envp
 }
 
-/// The rank's own execve: the new program is brought in by a fresh `stillpoint-rank`. *Lower half.*
-extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
-    let strings = |mut at: usize| -> Vec<*const libc::c_char> {
-        let mut v = Vec::new();
-        while at != 0 {
-            // SAFETY: the application passes a null-terminated array of strings, as execve(2) wants it.
-            let p = unsafe { std::ptr::with_exposed_provenance::<*const libc::c_char>(at).read() };
-            if p.is_null() {
-                break;
-            }
-            v.push(p);
-            at += 8;
-        }
-        v
-    };
-    let Ok(me) = part("stillpoint-rank") else { return -2 };
-    let Ok(me) = CString::new(me.into_os_string().into_vec()) else { return -2 };
-    let path: *const libc::c_char = std::ptr::with_exposed_provenance(path);
-    // SAFETY: the application's path, as execve(2) wants it.
-    let (given, name) = unsafe { (libc::access(path, libc::X_OK), std::ffi::CStr::from_ptr(path)) };
-    // SAFETY: terminated strings from the application, or ours.
-    let raw = |p, a: &[*const libc::c_char], e: &[*const libc::c_char]| unsafe {
-        let r = sys!(nr::EXECVE, p, a.as_ptr(), e.as_ptr());
-        if given == 0 {
-            crate::line::stayed();
-        }
-        r
-    };
-    let mut env = strings(envp);
-    let mut old = strings(argv);
-    let file = Path::new(OsStr::from_bytes(name.to_bytes()));
-    let dynamic = |p: &Path| place::open(p).is_ok_and(|(_, e)| e.interp.is_some());
-    let fits = given == 0 && (dynamic(file) || interpreter(file).is_some_and(|(i, _)| dynamic(&i)));
-    if given == 0 {
-        // The connection ends with this program; the next one takes up the rank again, if it is one of ours.
-        crate::line::goodbye(goodbye::EXEC, 0);
-    }
-    if !fits {
-        // Missing, not executable, a static program: the kernel's own answer.
-        old.push(std::ptr::null());
-        env.push(std::ptr::null());
-        return raw(path, &old, &env);
-    }
-    // What the application wants preloaded is not for the lower half.
-    let renamed: Vec<CString> = env
-        .iter()
-        // SAFETY: terminated strings from the application.
-        .filter_map(|e| unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().strip_prefix(b"LD_PRELOAD="))
-        .filter_map(|v| CString::new(setting(USER_PRELOAD.as_bytes(), v)).ok())
-        .collect();
-    // SAFETY: as above.
-    env.retain(|e| !unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().starts_with(b"LD_PRELOAD="));
-    env.extend(renamed.iter().map(|e| e.as_ptr()));
-    // A program that clears the environment (`env -i`) stays in the job.
-    let ours: Vec<CString> = settings(|k| k.as_bytes().starts_with(b"STILLPOINT_")).collect();
-    let missing = |o: &&CString| {
-        let key = o.as_bytes().split_inclusive(|c| *c == b'=').next().unwrap_or_default();
-        // SAFETY: as above.
-        !env.iter().any(|e| unsafe { std::ffi::CStr::from_ptr(*e) }.to_bytes().starts_with(key))
-    };
-    let missing: Vec<_> = ours.iter().filter(missing).map(|o| o.as_ptr()).collect();
-    env.extend(missing);
-    env.push(std::ptr::null());
-    let mut new =
-        vec![me.as_ptr(), c"--argv0".as_ptr(), old.first().copied().unwrap_or(path), c"--".as_ptr(), path];
-    new.extend(old.iter().skip(1));
-    new.push(std::ptr::null());
-    raw(me.as_ptr(), &new, &env)
-}
-
-/// `#!` scripts: the interpreter line, as execve(2) treats it.
-fn interpreter(program: &Path) -> Option<(PathBuf, Option<Vec<u8>>)> {
-    let head = std::fs::read(program).ok()?;
-    let line = head.strip_prefix(b"#!")?.split(|c| *c == b'\n').next()?;
-    let line = String::from_utf8_lossy(line).trim().to_string();
-    let mut parts = line.splitn(2, char::is_whitespace);
-    let interp = PathBuf::from(parts.next()?);
-    Some((interp, parts.next().map(|a| a.trim().as_bytes().to_vec())))
-}
-
 /// Standard input that was spooled into a file is read from there by rank 0, as a launcher would hand it on: a file has an
 /// offset, at which a restart goes on. The program that an execve brings in inherits it.
 fn spooled_input() {
@@ -308,12 +236,12 @@ fn spooled_input() {
 /// Brings the application in and runs it. Returns only if that is impossible.
 pub(crate) fn from_command_line() -> Result<Infallible, Error> {
     // First of all: a scheduler's warning may come at any moment, and until there is a handler for it, it would end us.
-    let mask = block_all_signals();
-    let (mut program, mut argv) = match parse(std::env::args_os()).ok_or(Error::Usage)? {
-        Plan::Start { program, argv } => (program, argv),
+    let inherited = block_all_signals();
+    let (mut program, mut argv, mask) = match parse(std::env::args_os()).ok_or(Error::Usage)? {
+        Plan::Start { program, argv, mask } => (program, argv, mask.unwrap_or(inherited)),
         Plan::Restart { image } => return crate::restart::from_image(&image),
     };
-    let script = interpreter(&program).map(|(interp, arg)| {
+    let script = crate::exec::interpreter(&program).map(|(interp, arg)| {
         let mut new = vec![interp.as_os_str().as_bytes().to_vec()];
         new.extend(arg);
         new.push(program.as_os_str().as_bytes().to_vec());

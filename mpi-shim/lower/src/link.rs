@@ -185,10 +185,10 @@ impl Link {
                 ClientAction::Send(m) => {
                     // 0 is asked again by the client.
                     let asked = if let FromRank::Request { id } = &m { Some(*id) } else { None };
-                    if !line::send(m)
-                        && let Some(id) = asked.filter(|id| *id != 0)
-                    {
-                        work.asked.push(id);
+                    match (line::send(m), asked) {
+                        (true, Some(0)) => crate::warn::passed_on(),
+                        (false, Some(id)) if id != 0 => work.asked.push(id),
+                        _ => {}
                     }
                     None
                 }
@@ -337,7 +337,7 @@ impl Link {
             let _ = tx.send(Event::Local(l));
         };
         match std::thread::Builder::new().name("stillpoint-out".into()).spawn(move || finish(taken)) {
-            Ok(_) => (frozen, Local::Snapped { bytes }),
+            Ok(_) => (frozen, Local::Snapped { bytes, direct: frozen.is_none() }),
             Err(e) => fail(format!("cannot wait for the image: {e}")),
         }
     }

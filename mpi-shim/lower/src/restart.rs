@@ -18,6 +18,7 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     let meta = image.meta()?;
     restart::check_host(&meta)?;
     launch::block_all_signals();
+    crate::exec::restored();
     place::map_half()?;
     launch::fill_half();
     crate::tcb::start().map_err(|source| Error::System { what: "start the thread factory", source })?;
@@ -43,6 +44,7 @@ pub(crate) fn from_image(path: &Path) -> Result<Infallible, Error> {
     if let Some(why) = plugins::resume(command::GOES_ON, tell).into_iter().next() {
         return Err(Error::Rebuild(why));
     }
+    restart::cut(&meta)?;
     stillpoint_sys::upper().generation.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     crate::callbacks::behind(true);
     restart::go(&meta)

@@ -6,9 +6,21 @@
 //! may do so at once: one checkpoint answers them. When there is no agent at the moment, or it is lost before it has
 //! answered, the next one is asked.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
-use stillpoint_sys::half;
-use stillpoint_sys::raw::futex_wait;
+#![allow(unsafe_code, reason = "a signal to the calling thread")]
+
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use stillpoint_sys::raw::{futex_wait, nr};
+use stillpoint_sys::{half, sys};
+
+/// The count of warnings that the control thread knows of, and of those for which an agent has been asked for a checkpoint.
+static SEEN: AtomicU32 = AtomicU32::new(0);
+static HEARD: AtomicU32 = AtomicU32::new(0);
+
+/// An agent was told.
+pub(crate) fn passed_on() {
+    HEARD.store(SEEN.load(SeqCst), SeqCst);
+}
 
 /// Signals that a scheduler may send, by name and number (signal(7), x86).
 const NAMES: [(&str, i32); 10] = [
@@ -48,11 +60,22 @@ pub(crate) fn start() -> std::io::Result<()> {
                 futex_wait(&half().warned, seen);
             } else {
                 seen = now;
+                SEEN.store(now, SeqCst);
                 crate::mail::warned();
             }
         }
     })?;
     Ok(())
+}
+
+/// The process is about to become another program, with all signals blocked on the calling thread: a warning that nobody has asked the
+/// agent for comes again, and waits for that program.
+pub(crate) fn once_more_if_unheard() {
+    let h = half();
+    if h.child.load(Relaxed) == 0 && h.warned.load(SeqCst) != HEARD.load(SeqCst) {
+        // SAFETY: a blocked signal to this thread.
+        unsafe { sys!(nr::TGKILL, sys!(nr::GETPID), sys!(nr::GETTID), h.warn_signal.load(Relaxed)) };
+    }
 }
 
 #[cfg(test)]

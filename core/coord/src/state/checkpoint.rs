@@ -10,7 +10,7 @@
 //! What a reader would get wrong: while storage prepares or commits there is no time limit and nothing can be given up; its
 //! answer ends that.
 
-use super::{Action, Asker, Coordinator, Image, MS, Mode, Nanos, seed};
+use super::{Action, Asker, Coordinator, Image, Insists, MS, Mode, Nanos, SEC, seed};
 use crate::interval::optimum;
 use crate::message::{Doing, Measures, Outcome, Presence, ToRank};
 use std::collections::BTreeMap;
@@ -21,6 +21,9 @@ impl Coordinator {
     pub(super) fn request(&mut self, asker: Asker, stop: bool) {
         let why = self.unready();
         let waits = asker.is_warning() && self.gathers();
+        if let Some(insists) = self.insists.as_mut().filter(|_| asker.is_warning()) {
+            insists.since = self.now;
+        }
         if !why.is_empty() && !waits {
             self.answer(asker, Err(why));
         } else if !self.preparing && matches!(self.stage, Stage::Intend | Stage::Settle) && stop == self.stop
@@ -60,9 +63,33 @@ impl Coordinator {
         }
     }
 
+    /// Until when nothing but warnings waits, whose last checkpoint has failed.
+    pub(super) fn holds_warnings(&self) -> Option<Nanos> {
+        let next = self.insists.filter(|i| self.now < i.next)?.next;
+        (!self.queue.is_empty() && self.queue.iter().all(|(asker, _)| asker.is_warning())).then_some(next)
+    }
+
+    /// A warning comes once, and what is in the way may be gone in a moment (a child process, a rank that is becoming another
+    /// program): it is queued again.
+    fn insist(&mut self) {
+        let before = self.insists.unwrap_or(Insists { since: self.now, next: 0, pause: SEC / 2 });
+        let pause = (2 * before.pause).min(16 * SEC);
+        let again = Insists { since: before.since, next: self.now + pause, pause };
+        self.insists = (self.now.saturating_sub(before.since) < self.config.insist).then_some(again);
+        if self.insists.is_some() {
+            let (again, asked): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.asked).into_iter().partition(|a| a.is_warning());
+            self.asked = asked;
+            self.queue.extend(again.into_iter().map(|asker| (asker, false)));
+        }
+    }
+
     pub(super) fn begin(&mut self) {
         let why = self.unready();
         if !why.is_empty() {
+            if !self.gathers() {
+                self.insists = None;
+            }
             return self.refuse_queue(&why, self.gathers());
         }
         if self.is_cut() {
@@ -77,7 +104,7 @@ impl Coordinator {
             return;
         }
         let due = self.interval().is_some_and(|i| self.now >= self.last_end.saturating_add(i));
-        if self.queue.is_empty() && !due {
+        if (self.queue.is_empty() || self.holds_warnings().is_some()) && !due {
             return;
         }
         self.stop = self.queue.iter().any(|(_, stop)| *stop);
@@ -199,7 +226,6 @@ impl Coordinator {
                     self.measures.stopped_ns = now - self.stopped_at;
                     self.measures.held_ns =
                         now - self.held_since.unwrap_or(self.stopped_at).min(self.stopped_at);
-                    self.measures.direct = self.direct;
                     // Every rank had got it before its snapshot.
                     self.ranks.iter_mut().for_each(|r| r.mail.clear());
                     if !self.stop {
@@ -253,6 +279,7 @@ impl Coordinator {
 
     fn order_snapshots(&mut self) {
         self.direct = self.stop || self.config.mode == Mode::Direct;
+        self.measures.direct = self.direct;
         self.enter(Stage::Snapshot);
         let (ckpt, direct) = (self.ckpt, self.direct);
         let seed = seed(self.incarnation, ckpt);
@@ -333,8 +360,14 @@ impl Coordinator {
 
     fn end(&mut self, result: Outcome) {
         match &result {
-            Ok(_) => self.committed += 1,
+            Ok(_) => {
+                self.committed += 1;
+                self.insists = None;
+            }
             Err(reasons) => {
+                if self.asked.iter().any(|a| a.is_warning()) {
+                    self.insist();
+                }
                 self.given_up += 1;
                 self.last_reasons = reasons.clone();
             }

@@ -24,6 +24,9 @@ pub(super) struct Hello {
 
 /// How long ranks that were told to end are believed to be so because of another one, which the launcher knows of and we do not.
 const TOLD: Nanos = 250_000_000;
+/// How soon after a failure a loss of which nobody has said anything is one of before: sockets of a killed process are closed one after
+/// the other, ours not first. Open MPI's mpirun kills who does not obey a second after it has told them (odls_base_sigkill_timeout).
+const SILENT: Nanos = 500_000_000;
 
 impl Coordinator {
     /// Why no checkpoint can begin now.
@@ -137,6 +140,7 @@ impl Coordinator {
     /// A later start of the job: all that is known of the former is over.
     fn begin_incarnation(&mut self, incarnation: u32) {
         self.give_up(vec!["the job was started again".into()]);
+        self.insists = None;
         for (conn, _) in std::mem::take(&mut self.by_conn) {
             self.out.push(Action::Close(conn));
         }
@@ -151,6 +155,7 @@ impl Coordinator {
         self.incarnation = incarnation;
         self.outcome = JobOutcome { incarnation, ..JobOutcome::default() };
         self.judged = false;
+        self.failed = None;
         self.told_until = None;
         self.went = false;
         self.last_end = self.now;
@@ -247,6 +252,8 @@ impl Coordinator {
                 if self.ranks[rank as usize].told {
                     self.outcome.told.push(rank);
                     self.told_until.get_or_insert(self.now + TOLD);
+                } else if self.failed.is_some_and(|then| self.now <= then + SILENT) {
+                    self.outcome.silent.push(rank);
                 }
             }
             Presence::Aborted(code) => {
@@ -256,6 +263,9 @@ impl Coordinator {
             Presence::Finished(status) => {
                 self.outcome.exited.push((rank, status));
                 if status != 0 {
+                    if self.outcome.lost.is_empty() {
+                        self.failed.get_or_insert(self.now);
+                    }
                     self.judged_by_itself();
                 }
             }
