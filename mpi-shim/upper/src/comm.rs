@@ -82,7 +82,7 @@ fn describe(c: &mut Comm) {
     c.local = members(at, false);
     c.remote = if c.inter { members(at, true) } else { Vec::new() };
     c.known = !c.local.contains(&STRANGER) && !c.remote.contains(&STRANGER);
-    c.keyhash = &raw mut *c;
+    c.show();
 }
 
 /// Gives `c` its clock.
@@ -276,6 +276,7 @@ export! {
                 let c = adopt(at, comm);
                 // Within the clock: a restart makes the communicator with the topology that it finds here.
                 (*c).topology = (*comm).topology.clone();
+                (*c).show();
                 (*c).info = (*comm).info.clone();
                 *new = c;
             }
@@ -304,7 +305,7 @@ export! {
                 c.remote.clone_from(&p.remote);
                 c.topology = p.topology.clone();
                 c.info.clone_from(&p.info);
-                c.keyhash = &raw mut *c;
+                c.show();
                 p.derived += 1;
                 c.gid = crate::clocks::gid_of_child(p.gid, p.derived);
                 c.errhandler = p.errhandler;

@@ -280,12 +280,12 @@ unsafe fn wait_for_one(all: &[*mut Request]) -> Option<usize> {
             mark(all, &places, false);
             code
         };
-        if code >= 0 {
-            if let Some(&at) = usize::try_from(index).ok().and_then(|i| places.get(i)) {
-                // SAFETY: live and active.
-                unsafe { p.complete(all[at], status, code) };
-                continue;
-            }
+        if code >= 0
+            && let Some(&at) = usize::try_from(index).ok().and_then(|i| places.get(i))
+        {
+            // SAFETY: live and active.
+            unsafe { p.complete(all[at], status, code) };
+            continue;
         }
         drop(p);
         if others {

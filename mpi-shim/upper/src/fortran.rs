@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use crate::export;
 use crate::handles::{Comm, Datatype, Errhandler, File, Group, Head, Info, Kind, N_KINDS, Op, Status, Win};
 use crate::predefined::address;
+use crate::request::Request;
 use crate::state::lock;
 
 /// Open MPI's own word for its life: 2 after MPI_Init, 5 after MPI_Finalize. The Fortran libraries read it.
@@ -48,6 +49,10 @@ pub unsafe fn index(object: *mut Head) -> c_int {
     };
     let i = c_int::try_from(at + FIRST).unwrap_or(-1);
     head.fint.store(i, Relaxed);
+    if head.kind == Kind::Request {
+        // SAFETY: every request but the predefined one, which has its integer, is one of these.
+        unsafe { (*object.cast::<Request>()).fortran.store(i, Relaxed) };
+    }
     i
 }
 

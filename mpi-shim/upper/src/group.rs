@@ -18,7 +18,11 @@ pub fn of(ranks: Vec<u32>) -> *mut Group {
     if ranks.is_empty() {
         return predefined!(ompi_mpi_group_empty as Group);
     }
-    make(Group { head: Head::new(Kind::Group, 0), ranks })
+    let group = make(Group { head: Head::new(Kind::Group, 0), ranks });
+    // Open MPI's Fortran library reads the integer without asking for it.
+    // SAFETY: made here.
+    unsafe { crate::fortran::index(group.cast()) };
+    group
 }
 
 /// MPI_IDENT 0, MPI_SIMILAR 2 or MPI_UNEQUAL 3.

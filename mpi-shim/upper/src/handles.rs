@@ -61,10 +61,10 @@ pub struct Head {
     pub real: AtomicUsize,
     /// Holders.
     pub refs: AtomicU32,
-    /// Fortran handle; -1: none given yet.
-    pub fint: AtomicI32,
     /// `FLAG_*`.
     pub flags: AtomicU32,
+    /// Fortran handle; -1: none given yet. Of a group, Open MPI's Fortran library reads it here (offset 24).
+    pub fint: AtomicI32,
     /// Index among the predefined objects, or -1.
     pub predefined: i32,
 }
@@ -84,8 +84,8 @@ impl Head {
             kind,
             real: AtomicUsize::new(real),
             refs: AtomicU32::new(1),
-            fint: AtomicI32::new(-1),
             flags: AtomicU32::new(0),
+            fint: AtomicI32::new(-1),
             predefined: -1,
         }
     }

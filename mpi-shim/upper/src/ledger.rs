@@ -202,10 +202,10 @@ impl P2p {
     pub(crate) fn note_sent(&mut self, comm: &Comm, dest: c_int, tag: c_int) {
         if let Some(w) = comm.peer_world(dest) {
             Self::count(&mut self.sent, w);
-            if !self.keys.is_empty() {
-                if let Some(k) = self.keys.get_mut(&(comm.gid, dest, tag)) {
-                    k.sent += 1;
-                }
+            if !self.keys.is_empty()
+                && let Some(k) = self.keys.get_mut(&(comm.gid, dest, tag))
+            {
+                k.sent += 1;
             }
         }
     }

@@ -93,14 +93,26 @@ pub struct Comm {
     pub remote: Vec<u32>,
     /// Topology.
     pub topology: Topology,
-    /// Attributes, in the order in which they were set.
-    pub attrs: Vec<Attr>,
     /// Error handler; null: MPI_ERRORS_ARE_FATAL.
     pub errhandler: *mut Errhandler,
-    /// Hints.
-    pub info: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Size of the remote group, or 0.
+    pub remote_size: c_int,
+    /// Keeps the others in place.
+    pub spare: u32,
+    /// What kind it is, as Open MPI's Fortran and C++ libraries read it (offset 232): see [`Comm::show`].
+    pub vendor_kind: u32,
+    /// As `spare`.
+    pub spares: [u32; 3],
+    /// Where those libraries read the sizes of the local and the remote group (offsets 248 and 256): 16 bytes before them.
+    pub vendor_groups: [usize; 2],
+    /// As `spare`.
+    pub more: usize,
     /// Where Open MPI's Fortran library reads the attributes' table (offset 272): points to this object.
     pub keyhash: *mut Comm,
+    /// Attributes, in the order in which they were set.
+    pub attrs: Vec<Attr>,
+    /// Hints.
+    pub info: Vec<(Vec<u8>, Vec<u8>)>,
     /// Name.
     pub name: Vec<u8>,
     /// Persistent requests that name it.
@@ -122,13 +134,36 @@ impl Comm {
             local: Vec::new(),
             remote: Vec::new(),
             topology: Topology::None,
-            attrs: Vec::new(),
             errhandler: core::ptr::null_mut(),
-            info: Vec::new(),
+            remote_size: 0,
+            spare: 0,
+            vendor_kind: 0,
+            spares: [0; 3],
+            vendor_groups: [0; 2],
+            more: 0,
             keyhash: core::ptr::null_mut(),
+            attrs: Vec::new(),
+            info: Vec::new(),
             name: Vec::new(),
             persistent: 0,
         }
+    }
+
+    /// Puts what the vendor's libraries read of a communicator where they do (ompi/communicator/communicator.h): after each change of its
+    /// kind or its groups, at the place where it stays.
+    pub fn show(&mut self) {
+        let kind = match self.topology {
+            Topology::None => 0,
+            Topology::Cart { .. } => 0x100,
+            Topology::Graph { .. } => 0x200,
+            Topology::Dist { .. } => 0x400,
+        };
+        self.vendor_kind = u32::from(self.inter) | kind;
+        self.remote_size = c_int::try_from(self.remote.len()).unwrap_or(0);
+        // ompi_group_t has its size at 16.
+        let group = |size: *const c_int| size.expose_provenance().wrapping_sub(16);
+        self.vendor_groups = [group(&raw const self.size), group(&raw const self.remote_size)];
+        self.keyhash = &raw mut *self;
     }
 
     /// World ranks of those that `rank` arguments of point-to-point calls name: the remote group of an
@@ -406,6 +441,9 @@ impl Status {
 }
 
 const _: () = {
+    assert!(core::mem::offset_of!(Head, fint) == 0x18);
+    assert!(core::mem::offset_of!(Comm, vendor_kind) == 0xe8);
+    assert!(core::mem::offset_of!(Comm, vendor_groups) == 0xf8);
     assert!(core::mem::offset_of!(Comm, keyhash) == 0x110);
     assert!(core::mem::offset_of!(Datatype, keyhash) == 0xd0);
     assert!(core::mem::offset_of!(Win, keyhash) == 0xf0);

@@ -70,13 +70,14 @@ pub(crate) unsafe fn start(p: &mut P2p, r: *mut Request) -> c_int {
                 code
             }
             Does::Recv => {
-                if !p.store.is_empty() && peer != PROC_NULL {
-                    if let Some(mut m) = p.store.take((*(*r).comm).gid, peer, tag) {
-                        let sync = core::mem::take(&mut m.sync);
-                        take_over(p, r, m);
-                        acknowledge(p, sync);
-                        return SUCCESS;
-                    }
+                if !p.store.is_empty()
+                    && peer != PROC_NULL
+                    && let Some(mut m) = p.store.take((*(*r).comm).gid, peer, tag)
+                {
+                    let sync = core::mem::take(&mut m.sync);
+                    take_over(p, r, m);
+                    acknowledge(p, sync);
+                    return SUCCESS;
                 }
                 let code = down!(MPI_Irecv(b: usize = b, n: c_int = n, t: usize = t, s: c_int = peer,
                     g: c_int = tag, c: usize = c, q: *mut usize = &raw mut q) -> c_int);

@@ -53,12 +53,12 @@ unsafe fn probe(wait: bool, a: &Which, flag: *mut c_int, to: *mut Status, name: 
     unsafe {
         loop {
             let mut p = begin();
-            if !p.store.is_empty() {
-                if let Some(m) = p.store.peek((*a.comm).gid, a.peer, a.tag) {
-                    tell(to, &drained_status(m));
-                    *flag = 1;
-                    return SUCCESS;
-                }
+            if !p.store.is_empty()
+                && let Some(m) = p.store.peek((*a.comm).gid, a.peer, a.tag)
+            {
+                tell(to, &drained_status(m));
+                *flag = 1;
+                return SUCCESS;
             }
             let mut status = Status::EMPTY;
             let c = real(a.comm);
@@ -105,15 +105,15 @@ unsafe fn mprobe(
                 tell(to, &Status { source: PROC_NULL, ..Status::EMPTY });
                 return SUCCESS;
             }
-            if !p.store.is_empty() {
-                if let Some(mut m) = p.store.take((*a.comm).gid, a.peer, a.tag) {
-                    let (status, sync) = (drained_status(&m), core::mem::take(&mut m.sync));
-                    *out = make_message(&mut p, a.comm, 0, status, Some(m));
-                    *flag = 1;
-                    tell(to, &status);
-                    acknowledge(&mut p, sync);
-                    return SUCCESS;
-                }
+            if !p.store.is_empty()
+                && let Some(mut m) = p.store.take((*a.comm).gid, a.peer, a.tag)
+            {
+                let (status, sync) = (drained_status(&m), core::mem::take(&mut m.sync));
+                *out = make_message(&mut p, a.comm, 0, status, Some(m));
+                *flag = 1;
+                tell(to, &status);
+                acknowledge(&mut p, sync);
+                return SUCCESS;
             }
             let (mut status, mut m) = (Status::EMPTY, 0usize);
             let c = real(a.comm);

@@ -23,6 +23,7 @@ use crate::predefined;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ffi::c_int;
+use core::sync::atomic::AtomicI32;
 
 pub(crate) use crate::completion::{MPI_Wait, wait_done};
 pub(crate) use crate::ledger::{In, P2p, begin};
@@ -81,8 +82,10 @@ pub(crate) struct Request {
     pub(crate) count: c_int,
     pub(crate) peer: c_int,
     pub(crate) tag: c_int,
-    pub(crate) status: Status,
     pub(crate) code: c_int,
+    /// The same as `head.fint`, where Open MPI's Fortran library reads it (offset 104) once the request is complete.
+    pub(crate) fortran: AtomicI32,
+    pub(crate) status: Status,
     /// Position among the sends of its key, when synchronous.
     pub(crate) position: u64,
     /// A receive that has taken a drained message: its bytes, while `head.real` still writes them.
@@ -93,6 +96,8 @@ pub(crate) struct Request {
     /// Runs when the request below is complete.
     pub(crate) then: Option<Box<dyn FnOnce()>>,
 }
+
+const _: () = assert!(core::mem::offset_of!(Request, fortran) == 0x68);
 
 impl core::fmt::Debug for Request {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -121,6 +126,7 @@ impl Request {
             count: 0,
             peer: 0,
             tag: 0,
+            fortran: AtomicI32::new(-1),
             status: Status::EMPTY,
             code: SUCCESS,
             position: 0,

@@ -112,6 +112,7 @@ unsafe fn shaped(
         let code = made(code, at, parent, new, name);
         if code == 0 && valid(*new) {
             (**new).topology = topology(at);
+            (**new).show();
         }
         code
     }
