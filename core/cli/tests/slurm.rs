@@ -15,7 +15,9 @@ mod tests {
     use std::process::{Command, Output, Stdio};
     use std::time::{Duration, Instant};
 
-    use crate::scratch::{Lab, script};
+    use stillpoint_storage::run::RunDir;
+
+    use crate::scratch::{Lab, commit, script};
 
     /// Stand-ins: an srun that does what the plugin makes of it, for one task; a scontrol that tells what `job` holds; a rank
     /// that runs the program.
@@ -61,7 +63,7 @@ mod tests {
         for name in ["sinfo", "sacct"] {
             script(&top.join("bin").join(name), "exit 1\n");
         }
-        script(&top.join("stillpoint-rank"), "shift\nexec \"$@\"\n");
+        script(&top.join("stillpoint-rank"), "while [ \"$1\" != -- ]; do shift; done\nshift\nexec \"$@\"\n");
         fs::write(top.join("job"), "RUNNING").unwrap();
         Lab(top)
     }
@@ -138,6 +140,25 @@ mod tests {
         assert_eq!(log(&lab.0), "srun 0 sh -c exit 4\nsrun 0 sh -c exit 0\nsrun 1 sh -c exit 0\n");
         assert!(!run(&lab.0, 3).exists());
         assert!(said(&once("1", "exit 4")).is_empty(), "one more than before the requeue is a new run");
+    }
+
+    #[test]
+    fn a_requeued_job_with_another_command_line_says_that_it_begins_anew() {
+        let lab = lab("unlike");
+        let once = |life: &str, program: &str| {
+            let env = [JOB[0], JOB[1], ("SLURM_RESTART_COUNT", life)];
+            said(&step(&lab.0, &env, &[], &["sh", "-c", program]).output().unwrap())
+        };
+        // Cut off by the requeue, with and without a checkpoint.
+        fs::write(lab.0.join("job"), "COMPLETING").unwrap();
+        once("0", "exit 0");
+        fs::write(lab.0.join("job"), "RUNNING").unwrap();
+        assert!(!once("1", "exit  0").contains("beginning"), "nothing is lost");
+        commit(&RunDir::open(&run(&lab.0, 1)).unwrap());
+        let told = once("2", "exit   0");
+        assert!(told.contains("run 3: starts from the beginning: no step of the job's former"), "{told}");
+        assert!(told.contains("stillpoint/1, with which"), "{told}");
+        assert!(once("2", "exit 0").contains("run 1: goes on from checkpoint 1"));
     }
 
     #[test]

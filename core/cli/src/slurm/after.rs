@@ -16,6 +16,7 @@ use crate::run::say;
 use crate::signals::Heard;
 use crate::slurm::identity::{Index, Life};
 use crate::slurm::job::{self, Ask, View, Whereabouts};
+use crate::slurm::scancel::Mark;
 
 /// The time that a requeue needs before the time limit.
 const LAST: Duration = Duration::from_secs(10);
@@ -99,6 +100,18 @@ impl Around<'_> {
     pub(crate) fn sit_out(&self, heard: &mut Heard) -> Option<u8> {
         while self.look().is_some_and(|v| v.preempted && v.batch && v.requeue) {
             let ended = heard.pause(Duration::from_secs(2));
+            if ended.is_some() {
+                let_the_script_end();
+                return ended;
+            }
+        }
+        None
+    }
+
+    /// The same of a job that is vacated: once all of its steps are saved, who has asked for that ends it.
+    pub(crate) fn sit_out_vacate(&self, incarnation: u32, heard: &mut Heard) -> Option<u8> {
+        while Mark::Vacated.stands(self.job, incarnation) {
+            let ended = heard.pause(LOOK);
             if ended.is_some() {
                 let_the_script_end();
                 return ended;

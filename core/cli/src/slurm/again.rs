@@ -41,10 +41,10 @@ impl Front<'_> {
         };
         // What was asked for before, and never started.
         begin_anywhere(&known);
-        if let Some(dir) = &self.request.image_dir {
-            if let Err(why) = from_images(dir, key, &known, &mut told.out) {
-                return Told::refuse(why);
-            }
+        if let Some(dir) = &self.request.image_dir
+            && let Err(why) = from_images(dir, key, &known, &mut told.out)
+        {
+            return Told::refuse(why);
         }
         // To copy takes its time, and somebody else may have started it meanwhile.
         let now = job::jobs(self.ask, &self.request.job).unwrap_or_default();

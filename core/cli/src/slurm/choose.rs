@@ -5,7 +5,7 @@
 //! the same. Runs *next door*.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,8 @@ pub(crate) fn choose(
             let (name, id) = split(name);
             let job = home.job(name)?;
             same_program(&job, what)?;
-            let lock = job.lock()?;
+            // Who has stopped it by a checkpoint a moment ago is still there.
+            let lock = lock_in(&job, Duration::from_secs(5)).map_or_else(|| job.lock(), Ok)?;
             let incarnation = drain::claim(&job, json)?;
             let c = match id {
                 Some(_) => {
@@ -156,6 +157,9 @@ pub(crate) fn choose(
         None => {
             let job = home.create(what)?;
             let lock = job.lock()?;
+            if let Some(text) = around.and_then(|(index, life, _)| unlike(index, life)) {
+                say(json, "new", &job, &format!("run {}: starts from the beginning: {text}", job.name));
+            }
             Chosen { job, from: From::New, incarnation: 0, lock: Some(lock) }
         }
     };
@@ -163,6 +167,24 @@ pub(crate) fn choose(
         p.remember(&chosen.job.dir)?;
     }
     Ok(Ok(chosen))
+}
+
+/// In a later life of a job, what its former ones have left undone: a step goes on where it had the same command line in the same directory.
+fn unlike(index: &Index, life: &Life) -> Option<String> {
+    let undone = |run: &PathBuf| {
+        let job = Job::at(run);
+        catalog::last(&job).is_some() && !job.path(RESULT).exists() && !job.is_running()
+    };
+    let left = index.left(life).into_iter().filter(undone);
+    let mut runs: Vec<String> = left.map(|run| run.display().to_string()).collect();
+    runs.sort();
+    (!runs.is_empty()).then(|| {
+        format!(
+            "no step of the job's former lives had this command line in this directory; undone there: {}, with which 'srun \
+             --ckpt-restart=RUN …' goes on",
+            runs.join(", ")
+        )
+    })
 }
 
 /// What a user wants to be run: behind srun and its options.

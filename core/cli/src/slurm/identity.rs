@@ -237,6 +237,13 @@ impl Index {
         Err(Error::NoHome)
     }
 
+    /// Runs of former lives whose places nobody has taken in this one.
+    pub(crate) fn left(&self, life: &Life) -> Vec<PathBuf> {
+        let claim = format!("claim-{}", life.number);
+        let places = list(&self.job(&life.name)).map(|e| e.path()).filter(|p| !p.join(&claim).exists());
+        places.filter_map(|p| run_of(&p)).collect()
+    }
+
     /// What the steps of a job have made known, on any cluster.
     pub(crate) fn announced(&self, key: &str) -> Vec<Whereabouts> {
         let end = format!(".{key}");

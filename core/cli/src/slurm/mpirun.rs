@@ -170,11 +170,11 @@ fn begin(args: &[OsString]) -> Result<Becomes, Error> {
     let start = StartFile::read(&run, incarnation)?;
     if member.first_here && member.rank != 0 {
         // The step of orted: which run it is, for `scontrol checkpoint JOB.STEP`.
-        if let Some(w) = Whereabouts::of_mpirun(var, &run, incarnation, &member.token) {
-            if w.step != Whereabouts::BATCH {
-                // Each node's first rank writes the same; without it only the job's name reaches this run.
-                let _ = w.announce(&index, &w.step);
-            }
+        if let Some(w) = Whereabouts::of_mpirun(var, &run, incarnation, &member.token)
+            && w.step != Whereabouts::BATCH
+        {
+            // Each node's first rank writes the same; without it only the job's name reaches this run.
+            let _ = w.announce(&index, &w.step);
         }
     }
     let local = local(&start, &run)?;

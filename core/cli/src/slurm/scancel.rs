@@ -13,32 +13,51 @@ use crate::home::Job;
 use crate::slurm::identity::Index;
 use crate::slurm::scontrol::{Found, current, pass_on};
 
-/// The mark that `scancel JOB.STEP` leaves: nothing else tells the supervisor that it was no failure.
+/// A mark in a run, for its supervisor; the name of its file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mark {
+    /// `scancel JOB.STEP` leaves it: nothing else says that this was no failure.
+    Cancelled,
+    /// `scontrol checkpoint vacate JOB` leaves it, and says so again and again: the job ends with its steps, and its script is not
+    /// to come to its next line.
+    Vacated,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Cancelled {
+struct Marked {
     incarnation: u32,
     /// Seconds since 1970.
     time: u64,
 }
 
-impl Cancelled {
-    const FILE: &str = "cancelled";
+impl Mark {
     /// A step that lives longer after the mark was not ended by it.
     const STANDS: Duration = Duration::from_secs(60);
+
+    fn file(self) -> &'static str {
+        match self {
+            Mark::Cancelled => "cancelled",
+            Mark::Vacated => "vacated",
+        }
+    }
 
     fn now() -> u64 {
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
     }
 
-    fn mark(f: &Found) {
-        let mark = Cancelled { incarnation: f.incarnation, time: Cancelled::now() };
-        // If it cannot be written, the step may be restarted; the cancel goes its way all the same.
-        let _ = RunDir::open(&f.run.dir).and_then(|r| r.note_json(Cancelled::FILE, &mark));
+    pub(crate) fn put(self, f: &Found) {
+        let mark = Marked { incarnation: f.incarnation, time: Mark::now() };
+        // If it cannot be written, the step may be restarted, or the script go on; what was asked for is done all the same.
+        let _ = RunDir::open(&f.run.dir).and_then(|r| r.note_json(self.file(), &mark));
     }
 
-    pub(crate) fn stands(run: &Job, incarnation: u32) -> bool {
-        let mark = RunDir::open(&run.dir).and_then(|r| r.read_json::<Cancelled>(Cancelled::FILE));
-        let limit = Cancelled::now().saturating_sub(Cancelled::STANDS.as_secs());
+    pub(crate) fn take_away(self, f: &Found) {
+        let _ = std::fs::remove_file(f.run.path(self.file()));
+    }
+
+    pub(crate) fn stands(self, run: &Job, incarnation: u32) -> bool {
+        let mark = RunDir::open(&run.dir).and_then(|r| r.read_json::<Marked>(self.file()));
+        let limit = Mark::now().saturating_sub(Mark::STANDS.as_secs());
         mark.is_ok_and(|m| m.incarnation == incarnation && m.time >= limit)
     }
 }
@@ -49,7 +68,7 @@ pub(crate) fn scancel(arg0: &OsStr, args: &[OsString]) -> u8 {
         for (key, step) in args.iter().filter_map(|a| named_step(a.to_str()?)) {
             for w in index.announced(key).iter().filter(|w| w.step == step) {
                 if let Some(f) = current(w, key) {
-                    Cancelled::mark(&f);
+                    Mark::Cancelled.put(&f);
                 }
             }
         }
@@ -103,11 +122,17 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("stillpoint-cli-mark-{}", std::process::id()));
         let run = RunDir::create(&dir).unwrap();
         let job = Job { name: "1".into(), dir: dir.clone() };
-        assert!(!Cancelled::stands(&job, 2));
-        Cancelled::mark(&Found { name: "5.0".into(), run: job.clone(), incarnation: 2 });
-        assert!(Cancelled::stands(&job, 2) && !Cancelled::stands(&job, 3));
-        run.note_json(Cancelled::FILE, &Cancelled { incarnation: 2, time: Cancelled::now() - 100 }).unwrap();
-        assert!(!Cancelled::stands(&job, 2));
+        let found = Found { name: "5.0".into(), run: job.clone(), incarnation: 2 };
+        assert!(!Mark::Cancelled.stands(&job, 2));
+        Mark::Cancelled.put(&found);
+        assert!(Mark::Cancelled.stands(&job, 2) && !Mark::Cancelled.stands(&job, 3));
+        assert!(!Mark::Vacated.stands(&job, 2));
+        run.note_json("cancelled", &Marked { incarnation: 2, time: Mark::now() - 100 }).unwrap();
+        assert!(!Mark::Cancelled.stands(&job, 2));
+        Mark::Vacated.put(&found);
+        assert!(Mark::Vacated.stands(&job, 2));
+        Mark::Vacated.take_away(&found);
+        assert!(!Mark::Vacated.stands(&job, 2));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -25,6 +25,7 @@ use crate::slurm::images;
 use crate::slurm::job::{self, Ask, Listed, View, Whereabouts};
 use crate::slurm::owner::Owner;
 use crate::slurm::request::{Line, Operation, Request, line, parse};
+use crate::slurm::scancel::Mark;
 use crate::talk;
 
 /// Becomes the real one; comes back only with a failure.
@@ -84,6 +85,15 @@ impl Told {
         self.err.extend(other.err);
         self.failed |= other.failed;
     }
+}
+
+/// What ends with a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    /// The step.
+    Step,
+    /// The job: nothing else of it is to be run.
+    Job,
 }
 
 /// A step that runs under Stillpoint.
@@ -219,13 +229,23 @@ impl Front<'_> {
                     }
                 }
             }
-            Operation::Create => told.add(self.checkpoint(key, found, false)),
+            Operation::Create => told.add(self.checkpoint(key, found, None)),
             Operation::Vacate => {
-                told.add(self.checkpoint(key, found, true));
                 // Of a whole job, the job ends; but not with steps in it that nobody has saved.
-                if !told.failed && self.request.step.is_none() && all_ours {
-                    if let Err(e) = (self.ask)("scancel", &[key]) {
+                let whole = self.request.step.is_none() && all_ours;
+                let stop = if whole { Stop::Job } else { Stop::Step };
+                told.add(self.checkpoint(key, found, Some(stop)));
+                if whole {
+                    if !told.failed {
+                        self.wait_for_the_end(key, found);
+                    }
+                    if !told.failed
+                        && let Err(e) = (self.ask)("scancel", &[key])
+                    {
                         told.fail(format!("the steps have ended, the job has not: {e}"));
+                    }
+                    if told.failed {
+                        found.iter().for_each(|f| Mark::Vacated.take_away(f));
                     }
                 }
             }
@@ -242,7 +262,7 @@ impl Front<'_> {
                          {key}' does it all the same"
                     ));
                 }
-                told.add(self.checkpoint(key, found, false));
+                told.add(self.checkpoint(key, found, None));
                 if !told.failed {
                     match (self.ask)("scontrol", &["requeue", key]) {
                         Ok(_) => told.out.push(format!("{key}: requeued")),
@@ -255,9 +275,30 @@ impl Front<'_> {
         told
     }
 
+    /// Steps that were stopped end by themselves, and say so; but not for long.
+    fn wait_for_the_end(&self, key: &str, found: &[Found]) {
+        let until = Instant::now() + Duration::from_secs(10);
+        let is_there = |steps: &[String]| {
+            found
+                .iter()
+                .any(|f| steps.iter().any(|s| f.name.strip_suffix(s).is_some_and(|n| n.ends_with('.'))))
+        };
+        while Instant::now() < until && job::steps(self.ask, key).is_ok_and(|steps| is_there(&steps)) {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Takes a checkpoint of each step, all at once, and waits until they are durable.
-    fn checkpoint(&self, key: &str, found: &[Found], stop: bool) -> Told {
+    fn checkpoint(&self, key: &str, found: &[Found], stop: Option<Stop>) -> Told {
+        /// The marks of a job that is vacated wear off, should this process be gone.
+        const AGAIN: Duration = Duration::from_secs(10);
         let mut told = Told::default();
+        let mark = || {
+            if stop == Some(Stop::Job) {
+                found.iter().for_each(|f| Mark::Vacated.put(f));
+            }
+        };
+        mark();
         let (to, from) = channel();
         // By number: two mpiruns beside a job's script have one name.
         let mut open: Vec<usize> = vec![];
@@ -270,13 +311,19 @@ impl Front<'_> {
             let (found, to) = (f.clone(), to.clone());
             let dir = self.request.image_dir.clone().map(|d| (d, key.to_owned()));
             std::thread::spawn(move || {
-                let _ = to.send((n, checkpoint_of(&found, stop, dir)));
+                let _ = to.send((n, checkpoint_of(&found, stop.is_some(), dir)));
             });
         }
         let until = self.request.max_wait.map(|w| Instant::now() + w);
         while !open.is_empty() {
             let left = until.map_or(Duration::MAX / 4, |u| u.saturating_duration_since(Instant::now()));
-            let Ok((n, one)) = from.recv_timeout(left.min(Duration::from_secs(1 << 30))) else { break };
+            let Ok((n, one)) = from.recv_timeout(left.min(AGAIN)) else {
+                if left <= AGAIN {
+                    break;
+                }
+                mark();
+                continue;
+            };
             open.retain(|o| *o != n);
             told.add(one);
         }

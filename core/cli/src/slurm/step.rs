@@ -27,7 +27,7 @@ use crate::slurm::identity::{Index, Life};
 use crate::slurm::job::{self, Ask, Whereabouts};
 use crate::slurm::judge::{Before, End, Facts, IN_A_ROW, Next, is_sure, judge, next};
 use crate::slurm::occasion::{Preemption, TimeLimit, Whose, interrupted};
-use crate::slurm::scancel::Cancelled;
+use crate::slurm::scancel::Mark;
 use crate::slurm::srun;
 use crate::slurm::start::{Options, StartFile, Stdin};
 
@@ -189,10 +189,15 @@ impl Step<'_> {
             if let Some(around) = self.around() {
                 if stopped && limit.due == Some(Whose::Job) {
                     around.requeue(&mut heard);
-                } else if facts.preempted && matches!(end, End::Interrupted(_)) {
-                    if let Some(s) = around.sit_out(&mut heard) {
+                } else if stopped {
+                    if let Some(s) = around.sit_out_vacate(incarnation, &mut heard) {
                         return Ok(s);
                     }
+                } else if facts.preempted
+                    && matches!(end, End::Interrupted(_))
+                    && let Some(s) = around.sit_out(&mut heard)
+                {
+                    return Ok(s);
                 }
             }
             match what_next {
@@ -275,7 +280,7 @@ impl Step<'_> {
             f.node_gone = job::is_node_gone(self.ask, &w.nodes);
             // The mark says what a user wanted, whatever has become of the nodes; the data base only how it ended.
             f.cancelled = matches!(judge(&f), End::Lost { .. })
-                && (Cancelled::stands(self.job, incarnation)
+                && (Mark::Cancelled.stands(self.job, incarnation)
                     || !f.node_gone && job::was_cancelled(self.ask, &w.job, &w.step));
         }
         (judge(&f), f)

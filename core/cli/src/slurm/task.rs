@@ -54,13 +54,13 @@ fn begin(args: &[OsString]) -> Result<Task, Error> {
         fits(&run, dir, number("SLURM_STEP_NUM_TASKS").or_else(|| number("SLURM_NTASKS")))?;
     }
     let local = local(&start, &run)?;
-    if task == Some(0) {
-        if let Some(w) = Whereabouts::from(|n| std::env::var_os(n), &run, incarnation) {
-            if let Some(index) = &start.index {
-                w.announce(&Index(index.clone()), &w.step)?;
-            }
-            RunDir::open(&run)?.write_json("slurm.json", &w)?;
+    if task == Some(0)
+        && let Some(w) = Whereabouts::from(|n| std::env::var_os(n), &run, incarnation)
+    {
+        if let Some(index) = &start.index {
+            w.announce(&Index(index.clone()), &w.step)?;
         }
+        RunDir::open(&run)?.write_json("slurm.json", &w)?;
     }
     if let Some(wanted) = start.stdin {
         spooled_input(&run, reads(wanted, task))?;
