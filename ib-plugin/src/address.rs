@@ -1,23 +1,19 @@
-//! Addresses after a restart: those that the application knows, and those that its ports, and its peers', have now.
+//! Addresses of ports: as the application knows them, and as they are in this start; and what ranks tell each other of that. Pure.
 //!
-//! ```text
-//!   the application's   (GID, number)  ─▶ this one now, if the peer has told of it
-//!                        GID           ─▶ where those are that had it: one port, or several, and then nobody can tell
-//! ```
-//!
-//! What a reader would get wrong: a name that was told before the first checkpoint is valid for ever, also where it was only kept, and
-//! a queue pair that is made after a restart is called by its port's *former* address and its number of now. So no new
-//! number may be one that any queue pair of the same address had before.
+//! What a reader would get wrong: a name of a port that was told before the first checkpoint is valid for ever, also where it was only
+//! kept, and a queue pair that is made after a restart is called by its port's *former* address and its number of now. Where
+//! names lead is in [`crate::places`].
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::Relaxed;
-
-use rdma_sys::{ibv_ah_attr, ibv_wc};
-
-use crate::log::Lock;
+pub(crate) use crate::known::{changed, is_taken, meet, owners, there};
 
 pub(crate) type Raw = [u8; 16];
+
+/// What a port is called: a GID, or its LID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Address {
+    Gid(Raw),
+    Lid(u16),
+}
 
 /// An address of a port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,57 +61,85 @@ impl Port {
         let there = same(now);
         there.get(nth).or(there.last()).copied()
     }
+
+    /// All of its addresses, with the place of each; `None`: the LID.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = (Option<usize>, Address)> {
+        let gids = self.gids.iter().enumerate().filter(|(_, g)| g.is_set());
+        let gids = gids.map(|(k, g)| (Some(k), Address::Gid(g.raw)));
+        gids.chain((self.lid != 0).then_some((None, Address::Lid(self.lid))))
+    }
+
+    /// What stands for this port's address `at` ([`Port::addresses`]) in `now`.
+    pub(crate) fn stands_for(&self, at: Option<usize>, now: &Port) -> Option<Address> {
+        match at {
+            Some(at) => now.gids.get(self.place(at, now)?).map(|g| Address::Gid(g.raw)),
+            None => (now.lid != 0).then_some(Address::Lid(now.lid)),
+        }
+    }
+
+    /// The same port by other names. What has none is not set.
+    pub(crate) fn renamed(&self, name: impl Fn(Address) -> Option<Address>) -> Port {
+        let gid = |g: &Gid| match name(Address::Gid(g.raw)) {
+            Some(Address::Gid(raw)) if g.is_set() => Gid { raw, kind: g.kind },
+            _ => Gid::default(),
+        };
+        let lid = match name(Address::Lid(self.lid)) {
+            Some(Address::Lid(lid)) if self.lid != 0 => lid,
+            _ => 0,
+        };
+        Port { lid, gids: self.gids.iter().map(gid).collect() }
+    }
 }
 
-/// A port of some rank, then and now; and queue pairs of it, by their numbers then and now.
+/// A port of some rank: each of its addresses then and now; and queue pairs of it, by their numbers then and now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Moved {
-    pub(crate) gids: Vec<(Raw, Raw)>,
-    pub(crate) lid: (u16, u16),
+    pub(crate) addresses: Vec<(Address, Address)>,
     pub(crate) numbers: Vec<(u32, u32)>,
+    /// These are further names of these queue pairs, and of no other of the port's.
+    pub(crate) besides: bool,
 }
 
-/// Who had an address, and where.
-#[derive(Debug, Default)]
-struct Owners {
-    /// By queue pair, where it was told; and of the address.
-    by_number: BTreeMap<u32, u32>,
-    ranks: BTreeSet<u32>,
+fn count(n: usize) -> [u8; 4] {
+    u32::try_from(n).unwrap_or(0).to_le_bytes()
 }
 
-/// By what the application knows.
-#[derive(Debug, Default)]
-struct Known {
-    gids: BTreeMap<Raw, BTreeSet<Raw>>,
-    lids: BTreeMap<u16, BTreeSet<u16>>,
-    by_gid: BTreeMap<(Raw, u32), (Raw, u32)>,
-    by_lid: BTreeMap<(u16, u32), (u16, u32)>,
-    /// The other way, for what comes: by real address.
-    back: BTreeMap<(Raw, u32), u32>,
-    back_lid: BTreeMap<(u16, u32), u32>,
-    gids_back: BTreeMap<Raw, Raw>,
-    lids_back: BTreeMap<u16, u16>,
-    owners: BTreeMap<Raw, Owners>,
-    lid_owners: BTreeMap<u16, Owners>,
-    /// Numbers that no new queue pair may have.
-    taken: BTreeSet<u32>,
+/// Takes so many bytes.
+fn take<'a>(bytes: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {
+    let (head, rest) = bytes.split_at_checked(n)?;
+    *bytes = rest;
+    Some(head)
 }
 
-static CHANGED: AtomicBool = AtomicBool::new(false);
-static KNOWN: Lock<Option<Known>> = Lock::new(None);
+fn word(bytes: &mut &[u8]) -> Option<u32> {
+    Some(u32::from_le_bytes(take(bytes, 4)?.try_into().ok()?))
+}
 
-/// Whether there was a restart.
-pub(crate) fn changed() -> bool {
-    CHANGED.load(Relaxed)
+impl Address {
+    pub(crate) fn pack(&self, out: &mut Vec<u8>) {
+        match self {
+            Address::Gid(raw) => out.extend([&[0], &raw[..]].concat()),
+            Address::Lid(lid) => out.extend([&[1], &lid.to_le_bytes()[..]].concat()),
+        }
+    }
+
+    pub(crate) fn first(bytes: &mut &[u8]) -> Option<Address> {
+        match take(bytes, 1)? {
+            [0] => Some(Address::Gid(take(bytes, 16)?.try_into().ok()?)),
+            [1] => Some(Address::Lid(u16::from_le_bytes(take(bytes, 2)?.try_into().ok()?))),
+            _ => None,
+        }
+    }
 }
 
 impl Moved {
     pub(crate) fn pack(&self, out: &mut Vec<u8>) {
-        let count = |n: usize| u32::try_from(n).unwrap_or(0).to_le_bytes();
-        out.extend(count(self.gids.len()));
-        self.gids.iter().for_each(|(was, is)| out.extend([*was, *is].concat()));
-        out.extend(self.lid.0.to_le_bytes());
-        out.extend(self.lid.1.to_le_bytes());
+        out.push(u8::from(self.besides));
+        out.extend(count(self.addresses.len()));
+        for (was, is) in &self.addresses {
+            was.pack(out);
+            is.pack(out);
+        }
         out.extend(count(self.numbers.len()));
         for (was, is) in &self.numbers {
             out.extend(was.to_le_bytes());
@@ -125,194 +149,19 @@ impl Moved {
 
     /// All of them in there; what is torn at the end is left out.
     pub(crate) fn all(mut bytes: &[u8]) -> Vec<Moved> {
-        let mut all = Vec::new();
-        while let Some((one, rest)) = Moved::first(bytes) {
-            all.push(one);
-            bytes = rest;
-        }
-        all
+        std::iter::from_fn(|| Moved::first(&mut bytes)).collect()
     }
 
-    fn first(mut bytes: &[u8]) -> Option<(Moved, &[u8])> {
-        let mut take = |n: usize| {
-            let (head, rest) = bytes.split_at_checked(n)?;
-            bytes = rest;
-            Some(head)
-        };
-        let word = |b: &[u8]| Some(u32::from_le_bytes(b.try_into().ok()?));
-        let mut one = Moved::default();
-        for _ in 0..word(take(4)?)? {
-            one.gids.push((take(16)?.try_into().ok()?, take(16)?.try_into().ok()?));
+    fn first(bytes: &mut &[u8]) -> Option<Moved> {
+        let mut one = Moved { besides: take(bytes, 1)? == [1], ..Moved::default() };
+        for _ in 0..word(bytes)? {
+            one.addresses.push((Address::first(bytes)?, Address::first(bytes)?));
         }
-        let lid = |b: &[u8]| Some(u16::from_le_bytes(b.try_into().ok()?));
-        one.lid = (lid(take(2)?)?, lid(take(2)?)?);
-        for _ in 0..word(take(4)?)? {
-            one.numbers.push((word(take(4)?)?, word(take(4)?)?));
+        for _ in 0..word(bytes)? {
+            one.numbers.push((word(bytes)?, word(bytes)?));
         }
-        Some((one, bytes))
+        Some(one)
     }
-}
-
-/// What all ranks have told after a restart, and the numbers that are taken.
-pub(crate) fn renew(all: &[(u32, Moved)], taken: BTreeSet<u32>) {
-    let mut known = Known { taken, ..Known::default() };
-    for (rank, port) in all {
-        let own = |owners: &mut Owners| {
-            owners.ranks.insert(*rank);
-            owners.by_number.extend(port.numbers.iter().map(|(was, _)| (*was, *rank)));
-        };
-        port.gids.iter().for_each(|(was, _)| own(known.owners.entry(*was).or_default()));
-        if port.lid.0 != 0 {
-            own(known.lid_owners.entry(port.lid.0).or_default());
-        }
-        for (was, is) in &port.gids {
-            known.gids.entry(*was).or_default().insert(*is);
-            known.gids_back.insert(*is, *was);
-            for (number, now) in &port.numbers {
-                known.by_gid.insert((*was, *number), (*is, *now));
-                known.back.insert((*is, *now), *number);
-            }
-        }
-        let (was, is) = port.lid;
-        if was != 0 {
-            known.lids.entry(was).or_default().insert(is);
-            known.lids_back.insert(is, was);
-            for (number, now) in &port.numbers {
-                known.by_lid.insert((was, *number), (is, *now));
-                known.back_lid.insert((is, *now), *number);
-            }
-        }
-    }
-    CHANGED.store(true, Relaxed);
-    KNOWN.with(|k| *k = Some(known));
-}
-
-/// Whether a queue pair that is made now may not have this number.
-pub(crate) fn is_taken(number: u32) -> bool {
-    changed() && KNOWN.with(|k| k.as_ref().is_some_and(|k| k.taken.contains(&number)))
-}
-
-fn only<T: Copy + Ord>(of: Option<&BTreeSet<T>>, else_: T) -> Option<T> {
-    match of {
-        None => Some(else_),
-        Some(set) if set.len() == 1 => set.first().copied(),
-        Some(_) => None,
-    }
-}
-
-/// Where this address is now, and a queue pair there. `None`: nobody can tell.
-///
-/// # Safety
-/// The bytes of the address are written, if there is one.
-pub(crate) unsafe fn there(attr: &mut ibv_ah_attr, number: u32) -> Option<u32> {
-    if !changed() {
-        return Some(number);
-    }
-    KNOWN.with(|known| {
-        let Some(known) = known else { return Some(number) };
-        if attr.is_global != 0 {
-            // SAFETY: the caller's promise.
-            let gid = unsafe { attr.grh.dgid.raw };
-            // On InfiniBand it has both.
-            attr.dlid = only(known.lids.get(&attr.dlid), attr.dlid)?;
-            if let Some((now, there)) = known.by_gid.get(&(gid, number)) {
-                attr.grh.dgid.raw = *now;
-                return Some(*there);
-            }
-            attr.grh.dgid.raw = only(known.gids.get(&gid), gid)?;
-        } else {
-            if let Some((now, there)) = known.by_lid.get(&(attr.dlid, number)) {
-                attr.dlid = *now;
-                return Some(*there);
-            }
-            attr.dlid = only(known.lids.get(&attr.dlid), attr.dlid)?;
-        }
-        Some(number)
-    })
-}
-
-/// Another queue pair of the application's is connected with this one.
-///
-/// # Safety
-/// As for [`there`].
-pub(crate) unsafe fn meet(was: (&ibv_ah_attr, u32), now: (&ibv_ah_attr, u32), rank: u32) {
-    KNOWN.with(|known| {
-        let Some(known) = known else { return };
-        // SAFETY: the caller's promise.
-        let gids = unsafe { (was.0.grh.dgid.raw, now.0.grh.dgid.raw) };
-        if was.0.is_global != 0 {
-            known.by_gid.insert((gids.0, was.1), (gids.1, now.1));
-            known.owners.entry(gids.0).or_default().by_number.insert(was.1, rank);
-        } else {
-            known.by_lid.insert((was.0.dlid, was.1), (now.0.dlid, now.1));
-            known.lid_owners.entry(was.0.dlid).or_default().by_number.insert(was.1, rank);
-        }
-    });
-}
-
-/// The rank of a queue pair; or those of which it may be one, if it was made since.
-///
-/// # Safety
-/// As for [`there`].
-pub(crate) unsafe fn owners(attr: &ibv_ah_attr, number: u32) -> BTreeSet<u32> {
-    KNOWN.with(|known| {
-        let Some(known) = known else { return BTreeSet::new() };
-        let owners = if attr.is_global != 0 {
-            // SAFETY: the caller's promise.
-            known.owners.get(&unsafe { attr.grh.dgid.raw })
-        } else {
-            known.lid_owners.get(&attr.dlid)
-        };
-        let Some(owners) = owners else { return BTreeSet::new() };
-        owners.by_number.get(&number).map_or_else(|| owners.ranks.clone(), |rank| BTreeSet::from([*rank]))
-    })
-}
-
-/// The application's name for an address that came from below.
-///
-/// # Safety
-/// As for [`there`].
-pub(crate) unsafe fn back(attr: &mut ibv_ah_attr) {
-    KNOWN.with(|known| {
-        let Some(known) = known else { return };
-        if attr.is_global != 0 {
-            // SAFETY: the caller's promise.
-            let gid = unsafe { attr.grh.dgid.raw };
-            attr.grh.dgid.raw = known.gids_back.get(&gid).copied().unwrap_or(gid);
-        }
-        attr.dlid = known.lids_back.get(&attr.dlid).copied().unwrap_or(attr.dlid);
-    });
-}
-
-/// IBV_WC_GRH.
-const HAS_GRH: u32 = 1;
-
-/// The sender's number in the completion of a datagram, whose first 40 bytes are its global header, if it has one.
-pub(crate) fn source(wc: &mut ibv_wc, header: Option<&[u8; 40]>) {
-    let has = wc.wc_flags & HAS_GRH != 0;
-    KNOWN.with(|known| {
-        let Some(known) = known else { return };
-        let number = match header.filter(|_| has) {
-            Some(header) => known.back.get(&(sender(header), wc.src_qp)),
-            None => known.back_lid.get(&(wc.slid, wc.src_qp)),
-        };
-        wc.src_qp = number.copied().unwrap_or(wc.src_qp);
-        wc.slid = known.lids_back.get(&wc.slid).copied().unwrap_or(wc.slid);
-    });
-}
-
-/// The sender's address in a global header; of RoCE over IPv4 the last 20 bytes are the header of that (annex A17 of the InfiniBand
-/// specification).
-fn sender(header: &[u8; 40]) -> Raw {
-    let (v4, mut raw) = (&header[20..], [0u8; 16]);
-    let sum: u32 = v4.chunks_exact(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
-    if v4[0] == 0x45 && sum % 0xffff == 0 {
-        raw[10..12].fill(0xff);
-        raw[12..].copy_from_slice(&v4[12..16]);
-    } else {
-        raw.copy_from_slice(&header[8..24]);
-    }
-    raw
 }
 
 #[cfg(test)]
@@ -342,7 +191,8 @@ mod tests {
 
     #[test]
     fn there_and_back_again() {
-        let one = Moved { gids: vec![(v4(1), v4(9))], lid: (3, 4), numbers: vec![(17, 40), (18, 41)] };
+        let addresses = vec![(Address::Gid(v4(1)), Address::Gid(v4(9))), (Address::Lid(3), Address::Lid(4))];
+        let one = Moved { addresses, numbers: vec![(17, 40), (18, 41)], besides: true };
         let mut bytes = Vec::new();
         one.pack(&mut bytes);
         Moved::default().pack(&mut bytes);
@@ -351,48 +201,20 @@ mod tests {
     }
 
     #[test]
-    fn names_lead_to_where_they_are_now_and_what_is_ambiguous_leads_nowhere() {
-        let one = Moved { gids: vec![(v4(1), v4(9))], lid: (0, 0), numbers: vec![(17, 40)] };
-        let two = Moved { gids: vec![(v4(2), v4(1))], lid: (0, 0), numbers: vec![(17, 41)] };
-        let three = Moved { gids: vec![(v4(2), v4(5))], ..Moved::default() };
-        renew(&[(0, one), (1, two), (2, three)], [17].into());
-        let lead = |gid: Raw, number: u32| {
-            // SAFETY: numbers; the address is written.
-            unsafe {
-                let mut attr: ibv_ah_attr = std::mem::zeroed();
-                attr.is_global = 1;
-                attr.grh.dgid.raw = gid;
-                there(&mut attr, number).map(|n| (attr.grh.dgid.raw, n))
-            }
+    fn a_port_is_renamed_address_by_address() {
+        let gids = vec![Gid::new(local(1), 1), Gid::default(), Gid::new(v4(1), 1)];
+        let port = Port { lid: 5, gids };
+        let name = |a| match a {
+            Address::Gid(raw) if raw == v4(1) => Some(Address::Gid(v4(7))),
+            Address::Lid(5) => Some(Address::Lid(6)),
+            _ => None,
         };
-        assert_eq!(lead(v4(1), 17), Some((v4(9), 40)));
-        assert_eq!(lead(v4(1), 99), Some((v4(9), 99)), "made since");
-        assert_eq!(lead(v4(2), 17), Some((v4(1), 41)));
-        assert_eq!(lead(v4(2), 99), None, "of which of the two?");
-        assert_eq!(lead(v4(7), 99), Some((v4(7), 99)), "a stranger");
-        assert!(is_taken(17) && !is_taken(18));
-        let whose = |gid: Raw, number: u32| {
-            // SAFETY: as above.
-            unsafe {
-                let mut attr: ibv_ah_attr = std::mem::zeroed();
-                attr.is_global = 1;
-                attr.grh.dgid.raw = gid;
-                owners(&attr, number)
-            }
-        };
-        assert_eq!(whose(v4(2), 17), [1].into());
-        assert_eq!(whose(v4(2), 99), [1, 2].into(), "one of these");
-        assert!(whose(v4(7), 17).is_empty());
-        // A datagram from 10.0.0.9: an IPv4 header with its sum.
-        let mut header = [0u8; 40];
-        header[20..40].copy_from_slice(&[0x45, 0, 0, 60, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 9, 10, 0, 0, 1]);
-        let sum: u32 = header[20..].chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
-        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-        header[30..32].copy_from_slice(&sum.to_be_bytes());
-        // SAFETY: numbers.
-        let mut wc: ibv_wc = unsafe { std::mem::zeroed() };
-        (wc.wc_flags, wc.src_qp) = (HAS_GRH, 40);
-        source(&mut wc, Some(&header));
-        assert_eq!(wc.src_qp, 17);
+        let other = port.renamed(name);
+        assert_eq!((other.lid, other.gids[0].is_set(), other.gids[1].is_set()), (6, false, false));
+        assert_eq!(other.gids[2], Gid { raw: v4(7), ..port.gids[2] });
+        let named: Vec<_> = other.addresses().collect();
+        assert_eq!(named, [(Some(2), Address::Gid(v4(7))), (None, Address::Lid(6))]);
+        assert_eq!(other.stands_for(Some(2), &port), Some(Address::Gid(v4(1))));
+        assert_eq!(other.stands_for(None, &port), Some(Address::Lid(5)));
     }
 }

@@ -4,7 +4,7 @@
 //! same ones again.
 
 use std::collections::BTreeMap;
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::sync::Mutex;
 
 use rdma_sys::{
@@ -12,25 +12,24 @@ use rdma_sys::{
     ibv_query_device_ex_input, verbs_context,
 };
 
-use crate::address::{Gid, Port};
 use crate::below::{Function, by_pointer, fail, inside, text};
-use crate::log::Lock;
-use crate::objects::{Context, Device, Flags, Names, Object, real, real_context};
+use crate::lock::Lock;
+use crate::objects::{Card, Context, Device, Names, real, real_context};
 use crate::pass::word;
 use crate::world;
-use crate::{address, extend, memory, post};
+use crate::{address, domain, extend, post, window};
 
-static LIST: Function = Function::new(c"ibv_get_device_list");
-static OPEN: Function = Function::new(c"ibv_open_device");
-static CLOSE: Function = Function::new(c"ibv_close_device");
+pub(crate) static LIST: Function = Function::new(c"ibv_get_device_list");
+pub(crate) static OPEN: Function = Function::new(c"ibv_open_device");
+pub(crate) static CLOSE: Function = Function::new(c"ibv_close_device");
 static GUID: Function = Function::new(c"ibv_get_device_guid");
 static INDEX: Function = Function::new(c"ibv_get_device_index");
 static QUERY: Function = Function::new(c"ibv_query_device");
-static QUERY_PORT: Function = Function::new(c"ibv_query_port");
-static QUERY_GID: Function = Function::new(c"ibv_query_gid");
+pub(crate) static QUERY_PORT: Function = Function::new(c"ibv_query_port");
+pub(crate) static QUERY_GID: Function = Function::new(c"ibv_query_gid");
 static QUERY_GID_EX: Function = Function::new(c"_ibv_query_gid_ex");
 static QUERY_GID_TABLE: Function = Function::new(c"_ibv_query_gid_table");
-static QUERY_GID_TYPE: Function = Function::new(c"ibv_query_gid_type");
+pub(crate) static QUERY_GID_TYPE: Function = Function::new(c"ibv_query_gid_type");
 static QUERY_PKEY: Function = Function::new(c"ibv_query_pkey");
 static PKEY_INDEX: Function = Function::new(c"ibv_get_pkey_index");
 
@@ -38,7 +37,7 @@ static PKEY_INDEX: Function = Function::new(c"ibv_get_pkey_index");
 static DEVICES: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
 
 /// Ours for a real device.
-fn ours(of: *const ibv_device) -> *mut ibv_device {
+pub(crate) fn ours(of: *const ibv_device) -> *mut ibv_device {
     // SAFETY: a device of the real library's, whose list we hold.
     let there = unsafe { &*of };
     let name = text(there.name.as_ptr()).unwrap_or_default();
@@ -55,7 +54,7 @@ fn ours(of: *const ibv_device) -> *mut ibv_device {
             node_type: there.node_type,
             transport_type: there.transport_type,
         };
-        Object::new(public, 0).give().expose_provenance()
+        Device::with(public, 0, Card::default()).give().expose_provenance()
     });
     let device = std::ptr::with_exposed_provenance_mut(at);
     // SAFETY: made here, for ever.
@@ -67,7 +66,7 @@ fn ours(of: *const ibv_device) -> *mut ibv_device {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_get_device_list(num: *mut c_int) -> *mut *mut ibv_device {
     let _front = inside();
-    world::begin();
+    crate::cm::hook::set();
     let mut n: c_int = 0;
     let list = LIST.object(&[(&raw mut n).expose_provenance() as u64]);
     if list == 0 {
@@ -112,24 +111,101 @@ unsafe extern "C" fn ibv_get_device_name(device: *mut ibv_device) -> *const c_ch
     unsafe { (*device).name.as_ptr() }
 }
 
+/// What devices have said of themselves first: number and index, by our object. librdmacm finds them by these.
+static TOLD: Lock<BTreeMap<usize, (u64, u32)>> = Lock::new(BTreeMap::new());
+
+/// Number and index in this start.
+unsafe fn called(device: *mut ibv_device) -> (u64, u32) {
+    // SAFETY: the caller's promise: a device of ours.
+    match unsafe { real(device) } {
+        0 => (0, u32::MAX),
+        at => (GUID.call(&[at]).unwrap_or(0), INDEX.call(&[at]).map_or(u32::MAX, |n| n as u32)),
+    }
+}
+
+/// As they were when they were asked for first.
+unsafe fn told(device: *mut ibv_device) -> (u64, u32) {
+    // SAFETY: the caller's promise.
+    let now = unsafe { called(device) };
+    TOLD.with(|all| *all.entry(device.expose_provenance()).or_insert(now))
+}
+
+/// What the application knows a device by that has this number in this start.
+pub(crate) fn former(guid: u64) -> Option<(u64, u32)> {
+    let all = TOLD.with(|all| all.clone());
+    // SAFETY: devices of ours live for ever.
+    let is = |at: usize| unsafe { called(std::ptr::with_exposed_provenance_mut(at)) };
+    all.into_iter().find(|(at, _)| is(*at).0 == guid).map(|(_, was)| was)
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_get_device_guid(device: *mut ibv_device) -> u64 {
     let _front = inside();
     // SAFETY: a device of ours.
-    match unsafe { real(device) } {
-        0 => 0,
-        at => GUID.call(&[at]).unwrap_or(0),
-    }
+    unsafe { told(device).0 }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_get_device_index(device: *mut ibv_device) -> c_int {
     let _front = inside();
     // SAFETY: a device of ours.
-    match unsafe { real(device) } {
-        0 => -1,
-        at => INDEX.call(&[at]).map_or(-1, |n| n as c_int),
-    }
+    unsafe { told(device).1 as c_int }
+}
+
+/// Looks through the ports of all open contexts, as the application knows them and as they are.
+fn any_port<T>(mut f: impl FnMut(&address::Port, &address::Port) -> Option<T>) -> Option<T> {
+    world::all(world::Kind::Context).into_iter().find_map(|at| {
+        let context = std::ptr::with_exposed_provenance_mut::<ibv_context>(at);
+        // SAFETY: contexts of the world live.
+        let names = unsafe { &Context::of(Context::whole(context)).own };
+        names.now.with(|now| names.ports.iter().zip(now.iter()).find_map(|(was, now)| f(was, now)))
+    })
+}
+
+/// The address in this start of one of this process's ports.
+pub(crate) fn own_address_there(was: &address::Raw) -> Option<address::Raw> {
+    any_port(|former, now| {
+        let k = former.gids.iter().position(|g| g.raw == *was)?;
+        Some(now.gids.get(former.place(k, now)?)?.raw)
+    })
+}
+
+/// The other way.
+pub(crate) fn own_address_back(is: &address::Raw) -> Option<address::Raw> {
+    any_port(|former, now| {
+        let same =
+            |k: &usize| former.place(*k, now).and_then(|n| now.gids.get(n)).is_some_and(|g| g.raw == *is);
+        (0..former.gids.len()).find(same).map(|k| former.gids[k].raw)
+    })
+}
+
+/// Open contexts of the device with this number in this start, or of any.
+fn contexts(guid: Option<u64>) -> impl Iterator<Item = *mut ibv_context> {
+    let all = world::all(world::Kind::Context).into_iter().map(std::ptr::with_exposed_provenance_mut);
+    // SAFETY: contexts of the world live, and so do their devices.
+    all.filter(move |c: &*mut ibv_context| unsafe { guid.is_none_or(|g| called((**c).device).0 == g) })
+}
+
+/// The index that the application knows for one of this start, at a port of such a device.
+pub(crate) fn index_back(guid: Option<u64>, port: u8, index: u8) -> u8 {
+    let port = usize::from(port).wrapping_sub(1);
+    let found = contexts(guid).find_map(|context| {
+        // SAFETY: as above.
+        let names = unsafe { &Context::of(Context::whole(context)).own };
+        names.now.with(|now| {
+            let (was, now) = (names.ports.get(port)?, now.get(port)?);
+            (0..was.gids.len())
+                .find(|k| was.gids[*k].is_set() && was.place(*k, now) == Some(usize::from(index)))
+        })
+    });
+    found.and_then(|k| u8::try_from(k).ok()).unwrap_or(index)
+}
+
+/// The number in this start of one of the application's queue pairs, at such a device.
+pub(crate) fn number_there(guid: Option<u64>, was: u32) -> u32 {
+    // SAFETY: contexts of ours.
+    let real: Vec<u64> = contexts(guid).map(|c| unsafe { real_context(c) }).collect();
+    crate::log::number_there(&real, was).unwrap_or(was)
 }
 
 #[unsafe(no_mangle)]
@@ -159,10 +235,18 @@ unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_contex
     // __VERBS_ABI_IS_EXTENDED of verbs.h.
     public.context.abi_compat = std::ptr::without_provenance_mut(usize::MAX);
     post::table(&mut public.context.ops);
-    memory::table(&mut public.context.ops);
+    window::table(&mut public.context.ops);
     extend::table(&mut public);
-    let ports = ports(there as u64);
-    let names = Names { now: Lock::new(ports.clone()), ports, flags: Flags::default() };
+    domain::table(&mut public);
+    let now = crate::card::ports(there as u64);
+    // SAFETY: a device of ours lives for ever.
+    let ports = unsafe { &Device::of(device).own }.names(&now);
+    let names = Names { now: Lock::new(now), ports, ..Names::default() };
+    if public.context.async_fd < 0 || !names.unread.begin(public.context.async_fd) {
+        crate::event::end_fd(public.context.async_fd, open.async_fd);
+        CLOSE.int(&[there as u64]);
+        return fail(libc::EMFILE);
+    }
     let own = Context::with(public, there, names).give_context();
     world::enter(world::Kind::Context, own.expose_provenance());
     own
@@ -175,70 +259,24 @@ unsafe extern "C" fn ibv_close_device(context: *mut ibv_context) -> c_int {
     unsafe {
         let there = real_context(context);
         let fd = (*std::ptr::with_exposed_provenance::<ibv_context>(there as usize)).async_fd;
+        Context::of(Context::whole(context)).own.silent.with(crate::lone::Silent::end);
         let r = CLOSE.int(&[there]);
         if r == 0 {
             // What is left in it is nobody's any more.
             world::abandon(|kind, at| world::context(kind, at) == context.expose_provenance());
-            crate::event::end_async_fd((*context).async_fd, fd);
+            crate::window::sweep();
+            Context::of(Context::whole(context)).own.unread.end();
+            crate::event::end_fd((*context).async_fd, fd);
             Context::take(Context::whole(context));
         }
         r
     }
 }
 
-/// What the ports of a real context are called now.
-pub(crate) fn ports(real: u64) -> Vec<Port> {
-    let mut ports = Vec::new();
-    for port in 1..=u8::MAX {
-        // SAFETY: numbers. The function fills in what an older header has of it.
-        let mut attr: ibv_port_attr = unsafe { std::mem::zeroed() };
-        if QUERY_PORT.int(&[real, u64::from(port), word(&raw mut attr)]) != 0 {
-            break;
-        }
-        let count = u64::try_from(attr.gid_tbl_len).unwrap_or(0).min(256);
-        let gid = |index: u64| {
-            let mut gid = [0u8; 16];
-            let r = QUERY_GID.int(&[real, u64::from(port), index, word(gid.as_mut_ptr())]);
-            let mut sort: c_uint = 0;
-            let at = &raw mut sort;
-            QUERY_GID_TYPE.int(&[real, u64::from(port), index, word(at)]);
-            if r == 0 { Gid::new(gid, sort.min(3) as u8) } else { Gid::default() }
-        };
-        ports.push(Port { lid: attr.lid, gids: (0..count).map(gid).collect() });
-    }
-    ports
-}
-
-/// After a restart: all devices that are there now have their real ones again. One that is not there, under its name, is another one that
-/// is, if there is one alone.
-pub(crate) fn find_again() {
-    let mut n: c_int = 0;
-    let list = LIST.object(&[(&raw mut n).expose_provenance() as u64]);
-    let before: Vec<usize> = DEVICES.lock().map(|all| all.values().copied().collect()).unwrap_or_default();
-    // SAFETY: devices of ours live for ever; so many pointers, says the real library.
-    unsafe {
-        let device = |at: usize| Device::of(std::ptr::with_exposed_provenance_mut::<ibv_device>(at));
-        before.iter().for_each(|at| device(*at).renew(0));
-        let real_list = std::ptr::with_exposed_provenance::<*const ibv_device>(list);
-        let count = if list == 0 { 0 } else { usize::try_from(n).unwrap_or(0) };
-        let all: Vec<*const ibv_device> = (0..count).map(|k| *real_list.add(k)).collect();
-        all.iter().for_each(|d| _ = ours(*d));
-        if let [only] = all[..] {
-            let lost = before
-                .iter()
-                .filter(|at| real(std::ptr::with_exposed_provenance_mut::<ibv_device>(**at)) == 0);
-            lost.for_each(|at| device(*at).renew(only.expose_provenance()));
-        }
-    }
-}
-
-/// The real context of a device, opened again; 0: there is none.
-pub(crate) fn open_again(device: *mut ibv_device) -> usize {
-    // SAFETY: a device of ours lives for ever.
-    match unsafe { real(device) } {
-        0 => 0,
-        at => OPEN.object(&[at]),
-    }
+/// All devices of ours.
+pub(crate) fn all() -> Vec<*mut ibv_device> {
+    let all = DEVICES.lock().map(|all| all.values().copied().collect::<Vec<_>>()).unwrap_or_default();
+    all.into_iter().map(std::ptr::with_exposed_provenance_mut).collect()
 }
 
 /// Those of which nothing is to be translated: the real context, and the other arguments as they are.
@@ -352,7 +390,7 @@ unsafe extern "C" fn _ibv_query_gid_table(
     }
 }
 
-/// The LID as it was when the context was opened.
+/// The LID as the application knows it.
 unsafe fn former_lid(context: *mut ibv_context, port: u8, attr: *mut ibv_port_attr) {
     // SAFETY: the caller's promise: a context of ours, and attributes that have been filled in as far as the LID.
     unsafe {
@@ -377,7 +415,7 @@ unsafe extern "C" fn ibv_query_port(context: *mut ibv_context, port: u8, attr: *
     }
 }
 
-/// As it was when the context was opened: peers were told.
+/// As the application knows it: peers were told. What it knows no address of has none.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_query_gid(
     context: *mut ibv_context,
@@ -392,22 +430,23 @@ unsafe extern "C" fn ibv_query_gid(
         let of_port = names.ports.get(usize::from(port).wrapping_sub(1));
         let known = of_port.and_then(|p| p.gids.get(usize::try_from(index).ok()?));
         match known {
-            Some(known) if address::changed() && known.is_set() => {
+            Some(known) if address::changed() => {
                 (*gid).raw = known.raw;
                 0
             }
-            _ => QUERY_GID.int(&[
-                real_context(context),
-                u64::from(port),
-                crate::pass::word(index),
-                crate::pass::word(gid),
-            ]),
+            _ => {
+                let r = QUERY_GID.int(&[real_context(context), u64::from(port), word(index), word(gid)]);
+                if r == 0 && address::changed() {
+                    (*gid).raw = [0; 16];
+                }
+                r
+            }
         }
     }
 }
 
 /// The extended table of the real context; valid while the calling thread is in the front.
-unsafe fn table(context: *mut ibv_context) -> *mut verbs_context {
+pub(crate) unsafe fn table(context: *mut ibv_context) -> *mut verbs_context {
     // SAFETY: the caller's promise: a context of ours; a real one is always extended (rdma-core 1.1.0 and later).
     unsafe { Context::whole(std::ptr::with_exposed_provenance_mut(real_context(context) as usize)) }
 }

@@ -11,24 +11,31 @@
 //! settled all of its connections need not speak any more. Nobody posts meanwhile: what waits for a receive that is not there
 //! has not happened, and is posted again after a restart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rdma_sys::{ibv_comp_channel, ibv_context, ibv_cq, ibv_qp, ibv_qp_state, ibv_qp_type};
 use std::sync::atomic::Ordering::Relaxed;
 use stillpoint_abi::half::{StillArg, still};
 use stillpoint_sys::raw::monotonic_ns;
 
+use crate::cm::event as cm;
 use crate::front::{Heard, Out, found};
-use crate::log::{self, Lock};
+use crate::lock::Lock;
+use crate::log;
 use crate::objects::{Channel, Context, Qp, Srq};
+use crate::queue::is_extended;
 use crate::world::{self, Kind};
-use crate::{event, names, post};
+use crate::{descriptor, domain, event, known, lone, names, patience, post, queue, rebind};
 
 /// Without a completion, a change of a count: how long until others are told, until unreliable ones count as lost, and until the
 /// checkpoint is given up.
 const QUIET: u64 = 100_000_000;
 const GRACE: u64 = 10_000_000;
 const PATIENCE: u64 = 5_000_000_000;
+/// And more for each byte of a request that is under way: 50 MB/s.
+const SLOW: u64 = 20;
+/// How long for answers of the kernel's to librdmacm.
+const HALF_MADE: u64 = 1_000_000_000;
 /// Rounds in which the counts of an unreliable connection have not changed.
 const SAME: u32 = 3;
 
@@ -46,12 +53,22 @@ pub(crate) struct Counts {
     pub(crate) takes: bool,
     /// A request has failed: the queue pair does no more.
     pub(crate) broken: bool,
+    /// Of extended connections: the shared queue that the oldest of those open names, and at the other end the one that `posted` is of.
+    pub(crate) queue: u32,
+    /// It is not connected, or not any more: nothing arrives there.
+    pub(crate) young: bool,
+    /// A request has succeeded since it began.
+    pub(crate) begun: bool,
 }
+
+/// Bytes of [`Counts`]; behind them is the name of the other end, if there is one.
+const COUNTS: usize = 32;
 
 impl Counts {
     fn pack(self) -> Vec<u8> {
-        let flags = u32::from(self.takes) | u32::from(self.broken) << 1;
-        let words = [self.open, self.posted, flags].map(u32::to_le_bytes).concat();
+        let bit = |at: u32, is: bool| u32::from(is) << at;
+        let flags = bit(0, self.takes) | bit(1, self.broken) | bit(2, self.young) | bit(3, self.begun);
+        let words = [self.open, self.posted, flags, self.queue].map(u32::to_le_bytes).concat();
         [&self.done.to_le_bytes()[..], &self.received.to_le_bytes(), &words].concat()
     }
 
@@ -66,21 +83,39 @@ impl Counts {
             posted: word(20)?,
             takes: flags & 1 != 0,
             broken: flags & 2 != 0,
+            young: flags & 4 != 0,
+            begun: flags & 8 != 0,
+            queue: word(28)?,
         })
     }
 
     /// Whether what this end has sent has arrived at `other`, or cannot: it waits for a receive, of which there is none.
     fn has_reached(&self, other: &Counts) -> bool {
-        self.done == other.received && (self.open == 0 || self.takes && other.posted == 0)
+        self.done == other.received
+            && (self.open == 0 || self.takes && other.posted == 0 && self.queue == other.queue)
     }
 
     /// Whether nothing is under way between the two ends of a reliable connection.
     pub(crate) fn settled(&self, other: &Counts) -> bool {
+        // Who has never reached it tries again until it is connected, natively and after a restart. Who has, and is a number ahead
+        // of it, fails; as long as it has not, it may have been executed.
+        if other.young {
+            return self.open == 0 || !self.begun && !self.broken;
+        }
         if self.broken || other.broken {
             return self.open == 0 && other.open == 0;
         }
         self.has_reached(other) && other.has_reached(self)
     }
+}
+
+/// What there is in the place of another end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// It was destroyed, or is connected with another one ([`crate::lone`]).
+    Gone,
+    /// Nothing of this job, or nobody can tell which.
+    Stranger,
 }
 
 /// One end, as it was published.
@@ -90,6 +125,9 @@ struct End {
     other: Counts,
     /// Rounds in which neither has changed.
     same: u32,
+    lost: Option<Lost>,
+    /// The other end, or its port, has been heard of.
+    heard: bool,
     settled: bool,
 }
 
@@ -131,13 +169,15 @@ pub(crate) fn begin() {
     unsafe {
         for context in world::all(Kind::Context) {
             let context = std::ptr::with_exposed_provenance_mut::<ibv_context>(context);
-            event::keep((*context).async_fd, &Context::of(Context::whole(context)).own.flags);
+            descriptor::keep((*context).async_fd, &Context::of(Context::whole(context)).own.flags);
         }
         for channel in world::all(Kind::Channel) {
             let channel = std::ptr::with_exposed_provenance_mut::<ibv_comp_channel>(channel);
-            event::keep((*channel).fd, &Channel::of(channel).own.flags);
+            descriptor::keep((*channel).fd, &Channel::of(channel).own.flags);
         }
     }
+    cm::gather();
+    patience::stand_still();
     STATE.with(|s| *s = State::new(monotonic_ns()));
 }
 
@@ -152,30 +192,49 @@ unsafe fn count(qp: *mut ibv_qp) -> Counts {
     unsafe {
         let own = &Qp::of(qp).own;
         let Some(logs) = log::queue(own.place) else { return Counts::default() };
-        let (open, (done, takes)) =
-            logs.sends.with(|s| s.as_ref().map_or((0, (0, false)), |s| (s.open(), s.taken())));
+        let sends = logs.sends.with(|s| s.as_ref().map(|s| (s.open(), s.taken(), s.has_begun())));
+        let (open, (done, takes), begun) = sends.unwrap_or_default();
         let open_receives = |place: u32| {
             let logs = log::queue(place);
             logs.map_or(0, |l| l.receives.with(|r| r.as_ref().map_or(0, log::Receives::open)))
         };
         let srq = (*qp).srq;
-        let posted = open_receives(if srq.is_null() { own.place } else { Srq::of(srq).own.place });
+        let extended = (*qp).qp_type == ibv_qp_type::IBV_QPT_XRC_RECV;
+        // Of the queue that the other end has named, once it has; if it is none of ours, nobody can tell.
+        let queue = if extended {
+            own.wanted.load(Relaxed)
+        } else {
+            logs.sends.with(|s| s.as_ref().map_or(0, log::Sends::names))
+        };
+        let named = || domain::posted(queue).unwrap_or(usize::MAX);
+        let own_posted = || open_receives(if srq.is_null() { own.place } else { Srq::of(srq).own.place });
+        let posted = if extended { named() } else { own_posted() };
         Counts {
             done,
             received: logs.received.load(Relaxed),
             open: u32::try_from(open).unwrap_or(u32::MAX),
             posted: u32::try_from(posted).unwrap_or(u32::MAX),
             takes,
-            broken: logs.broken.load(Relaxed) || (*qp).state == ibv_qp_state::IBV_QPS_ERR,
+            broken: logs.broken.load(Relaxed) || (*qp).state == ibv_qp_state::IBV_QPS_ERR || cm::is_over(qp),
+            queue,
+            begun,
+            young: matches!((*qp).state, ibv_qp_state::IBV_QPS_RESET | ibv_qp_state::IBV_QPS_INIT),
         }
     }
+}
+
+/// Bytes of the oldest request.
+unsafe fn length(qp: *mut ibv_qp) -> u64 {
+    // SAFETY: the caller's promise.
+    let logs = log::queue(unsafe { Qp::of(qp) }.own.place);
+    logs.map_or(0, |l| l.sends.with(|s| s.as_ref().map_or(0, log::Sends::length)))
 }
 
 /// Queue pairs that have, or have had, another end.
 pub(crate) unsafe fn is_connected(qp: *mut ibv_qp) -> bool {
     // SAFETY: the caller's promise.
     let (kind, state) = unsafe { ((*qp).qp_type, (*qp).state) };
-    matches!(kind, ibv_qp_type::IBV_QPT_RC | ibv_qp_type::IBV_QPT_UC)
+    (is_extended(kind) || matches!(kind, ibv_qp_type::IBV_QPT_RC | ibv_qp_type::IBV_QPT_UC))
         && !matches!(state, ibv_qp_state::IBV_QPS_RESET | ibv_qp_state::IBV_QPS_INIT)
 }
 
@@ -189,14 +248,28 @@ pub(crate) unsafe fn step(arg: &mut StillArg) -> i64 {
                 for cq in world::all(Kind::Cq) {
                     post::bring_home(std::ptr::with_exposed_provenance_mut::<ibv_cq>(cq));
                 }
+                cm::gather();
                 let (now, seen) = (monotonic_ns(), pairs().map(|qp| count(qp)).collect::<Vec<_>>());
                 if seen != s.seen {
                     (s.seen, s.quiet) = (seen, now);
                 }
-                match s.next(arg.round, &heard, now) {
+                // Only the other end, which stands still as well, can bring it to its end.
+                let next = match (cm::unsavable(), cm::half_made()) {
+                    (Some(why), _) => Next::GiveUp(why),
+                    (None, Some(why)) => s.wait(why, now),
+                    (None, None) => s.next(arg.round, &heard, now),
+                };
+                match next {
                     Next::Wait if now > arg.deadline => return still::AGAIN,
                     Next::Wait => std::thread::yield_now(),
-                    Next::Done => return still::DONE,
+                    Next::Done => match rebind::all_bound() {
+                        Ok(_) => {
+                            event::bring_home();
+                            pairs().for_each(|qp| queue::see_state(qp));
+                            return still::DONE;
+                        }
+                        Err(why) => return Out::why(&why).say(arg, -1),
+                    },
                     Next::Speak => return s.speak(arg.round).say(arg, still::SPEAKS),
                     Next::GiveUp(why) => return Out::why(&why).say(arg, -1),
                 }
@@ -223,8 +296,8 @@ impl State {
         unsafe {
             let open = pairs().find(|qp| count(*qp).open > 0);
             if self.spoken.is_none() {
-                // Unreliable ones are given their time by the round.
-                let speaks = pairs().next().is_some();
+                // Unreliable ones are given their time by the round; and others may ask whose a port is.
+                let speaks = pairs().next().is_some() || !lone::ports().is_empty();
                 return match open {
                     None if !speaks => self.ends_well(),
                     Some(_) if now < self.quiet + QUIET => Next::Wait,
@@ -240,13 +313,21 @@ impl State {
             let datagrams = pairs().any(|qp| (*qp).qp_type == ibv_qp_type::IBV_QPT_UD);
             let alone = pairs().find(|qp| !is_connected(*qp) && count(*qp).open > 0);
             let first = self.unsettled().next().or(alone);
-            match (first, now > self.quiet + PATIENCE) {
+            // Both ends have said what there is since the last change; the longest may be slow.
+            let slow = pairs().map(|qp| length(qp)).max().unwrap_or(0) * SLOW;
+            let patient = self.spoke < self.quiet || now < self.quiet + PATIENCE + slow;
+            match (first, !patient) {
                 (None, _) if !datagrams || self.rounds >= 2 => self.ends_well(),
                 (Some(qp), true) => Next::GiveUp(self.why(qp)),
                 _ if now < self.quiet.max(self.spoke) + GRACE => Next::Wait,
                 _ => Next::Speak,
             }
         }
+    }
+
+    /// For a connection that is being made.
+    fn wait(&self, why: String, now: u64) -> Next {
+        if now > self.quiet + HALF_MADE { Next::GiveUp(why) } else { Next::Wait }
     }
 
     fn ends_well(&mut self) -> Next {
@@ -266,9 +347,11 @@ impl State {
             let oldest = log::queue(Qp::of(qp).own.place)
                 .and_then(|l| l.sends.with(|s| s.as_ref().map(log::Sends::oldest)))
                 .unwrap_or("a request");
-            let other = self.ends.get(&qp.expose_provenance()).is_some_and(|end| end.same == u32::MAX);
-            if other {
+            let lost = self.ends.get(&qp.expose_provenance()).and_then(|end| end.lost);
+            if lost == Some(Lost::Stranger) {
                 format!("queue pair {number:#x}: its other end is no queue pair of this job")
+            } else if lost == Some(Lost::Gone) {
+                format!("queue pair {number:#x}: {oldest} does not complete, and its other end is gone")
             } else if own.open > 0 {
                 let there = self.ends.get(&qp.expose_provenance()).map(|end| end.other).unwrap_or_default();
                 format!(
@@ -286,14 +369,19 @@ impl State {
         let mut out = Out::default();
         self.spoken = Some(round);
         (self.rounds, self.spoke) = (self.rounds + 1, monotonic_ns());
+        let mut ports = BTreeSet::new();
+        for name in lone::ports() {
+            out.publish(&names::of(names::PORTS, name), &[]);
+        }
         // SAFETY: the caller's promise.
         unsafe {
             for qp in pairs() {
                 let counts = count(qp);
                 // Also of one that is not connected yet: its other end may be already.
                 Qp::of(qp).own.told.with(|told| {
+                    let peer = if is_connected(qp) { names::peer(told) } else { Vec::new() };
                     for (_, name) in names::own(qp, told) {
-                        out.publish(&name, &counts.pack());
+                        out.publish(&name, &[counts.pack(), peer.clone()].concat());
                     }
                 });
                 if !is_connected(qp) {
@@ -305,10 +393,12 @@ impl State {
                         end.same = if end.own == counts { end.same.saturating_add(1) } else { 0 };
                         end.own = counts;
                         out.ask(&names::peer(told));
+                        ports.insert(names::of(names::PORTS, known::name(&told.attr.ah_attr)));
                     }
                 });
             }
         }
+        ports.iter().for_each(|port| out.ask(port));
         out
     }
 
@@ -316,20 +406,40 @@ impl State {
         for (at, end) in self.ends.iter_mut().filter(|(_, end)| !end.settled) {
             let qp = std::ptr::with_exposed_provenance_mut::<ibv_qp>(*at);
             // SAFETY: the caller's promise.
-            let (name, kind) = unsafe { (Qp::of(qp).own.told.with(|t| names::peer(t)), (*qp).qp_type) };
-            let Some(other) = heard.one(&name).and_then(|(_, value)| Counts::of(value)) else {
-                end.same = u32::MAX;
-                end.settled = end.own.broken && end.own.open == 0;
-                continue;
+            let (own, kind) = unsafe { (&Qp::of(qp).own, (*qp).qp_type) };
+            // SAFETY: as above.
+            let (name, port, mine) = own.told.with(|told| unsafe {
+                let port = names::of(names::PORTS, known::name(&told.attr.ah_attr));
+                (names::peer(told), port, names::own(qp, told))
+            });
+            let one = heard.one(&name).and_then(|(_, value)| Some((Counts::of(value)?, &value[COUNTS..])));
+            // Unreliable ones may lead anywhere.
+            let unreliable = kind == ibv_qp_type::IBV_QPT_UC;
+            let is_mine =
+                |peer: &[u8]| unreliable || peer.is_empty() || mine.iter().any(|(_, name)| *name == peer);
+            let (all, ours) = (heard.all(&name), !heard.all(&port).is_empty());
+            let lost = match one {
+                Some((_, peer)) if is_mine(peer) => None,
+                Some(_) => Some(Lost::Gone),
+                // Its rank is done, and says nothing any more: nothing has changed.
+                None if all.is_empty() && !ours && end.heard => end.lost,
+                None if all.is_empty() && ours => Some(Lost::Gone),
+                None => Some(Lost::Stranger),
             };
-            if end.other != other {
+            (end.lost, end.heard) = (lost, end.heard || ours || one.is_some());
+            own.alone.store(lost == Some(Lost::Gone), Relaxed);
+            if lost.is_some() {
+                end.settled = end.own.open == 0 && (end.own.broken || lost == Some(Lost::Gone));
+                continue;
+            }
+            if let Some((other, _)) = one.filter(|(other, _)| *other != end.other) {
                 (end.other, end.same) = (other, 0);
             }
-            end.settled = end.own.settled(&other)
-                || kind == ibv_qp_type::IBV_QPT_UC
-                    && end.own.open == 0
-                    && other.open == 0
-                    && end.same >= SAME;
+            let other = end.other;
+            own.wanted.store(other.queue, Relaxed);
+            // What is complete at both ends and was not counted: one of them has begun anew, and the other has sent nothing since.
+            let quiet = end.own.open == 0 && other.open == 0 && end.same >= SAME;
+            end.settled = end.own.settled(&other) || quiet;
         }
     }
 }
@@ -339,16 +449,16 @@ mod tests {
     use super::*;
 
     fn counts(done: u64, received: u64, open: u32, posted: u32, takes: bool) -> Counts {
-        Counts { done, received, open, posted, takes, broken: false }
+        Counts { done, received, open, posted, takes, ..Counts::default() }
     }
 
     #[test]
     fn there_and_back() {
         for broken in [false, true] {
-            let c = Counts { broken, ..counts(1 << 40, 7, 3, 9, !broken) };
+            let c = Counts { broken, young: !broken, begun: broken, ..counts(1 << 40, 7, 3, 9, !broken) };
             assert_eq!(Counts::of(&c.pack()), Some(c));
         }
-        assert_eq!(Counts::of(&[0; 27]), None);
+        assert_eq!(Counts::of(&[0; 31]), None);
     }
 
     #[test]
@@ -363,6 +473,16 @@ mod tests {
         assert!(
             !counts(5, 2, 3, 4, false).settled(&counts(2, 5, 0, 0, false)),
             "a write completes by itself"
+        );
+        let named = |queue| Counts { queue, ..counts(2, 5, 0, 0, false) };
+        assert!(Counts { queue: 7, ..sends }.settled(&named(7)));
+        assert!(!Counts { queue: 7, ..sends }.settled(&named(0)), "no receive is in another queue");
+        let young = Counts { young: true, ..counts(0, 0, 0, 9, false) };
+        assert!(counts(5, 2, 3, 4, false).settled(&young), "nobody is there yet");
+        let begun = |open| Counts { begun: true, ..counts(5, 2, open, 4, true) };
+        assert!(
+            begun(0).settled(&young) && !begun(1).settled(&young),
+            "it may have been executed there before"
         );
         let broken = |open| Counts { broken: true, ..counts(5, 2, open, 0, false) };
         assert!(

@@ -1,148 +1,27 @@
-//! Completion channels and asynchronous events.
+//! Completion events and asynchronous events. *Upper half*.
 //!
-//! What a reader would get wrong: the application waits upstairs, where it can be stopped, and asks the real channel, which never waits.
+//! What a reader would get wrong: an event from below need not be one for the application ([`crate::notice`]). And what is unread at a
+//! still point is read there, since the real channel may end with this start: it is given from here, in the order in which it came.
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::{c_int, c_uint};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::SeqCst;
 
 use rdma_sys::{ibv_async_event, ibv_comp_channel, ibv_context, ibv_cq, ibv_qp, ibv_srq};
 
-use crate::below::{Function, errno, inside, set_errno};
-use crate::objects::{Channel, Cq, Flags, Limits, Qp, Srq, Wake, real, real_context};
+use crate::below::{Function, errno, fail, inside, set_errno};
+use crate::descriptor::{note, stand_in, wait};
+use crate::notice::Wants;
+use crate::objects::{Channel, Context, Cq, Given, Limits, Qp, Srq, Wake, real, real_context};
 use crate::pass::word;
-use crate::world;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::SeqCst;
-use stillpoint_sys::raw::nr;
-use stillpoint_sys::sys;
-use stillpoint_sys::upper;
+use crate::{patience, post, world};
 
 static CREATE: Function = Function::new(c"ibv_create_comp_channel");
 static DESTROY: Function = Function::new(c"ibv_destroy_comp_channel");
 static GET: Function = Function::new(c"ibv_get_cq_event");
 static ACK: Function = Function::new(c"ibv_ack_cq_events");
 static GET_ASYNC: Function = Function::new(c"ibv_get_async_event");
-static FCNTL: Function = Function::of(c"libc.so.6", c"fcntl");
 static ACK_ASYNC: Function = Function::new(c"ibv_ack_async_event");
-
-/// Notes that a descriptor is one of ours, or is closed.
-fn note(own: c_int, is: bool) {
-    let n = own.unsigned_abs() as usize;
-    if let Some(w) = upper().plugin_fds.get(n / 64) {
-        let bit = 1 << (n % 64);
-        if is {
-            w.fetch_or(bit, SeqCst)
-        } else {
-            w.fetch_and(!bit, SeqCst)
-        };
-    }
-}
-
-/// A descriptor of the application's own that is readable when the real one is, which becomes one that never waits. Negative: why not.
-fn stand_in(real: c_int) -> c_int {
-    let own = follow(real);
-    if own >= 0 {
-        note(own, true);
-    }
-    own
-}
-
-/// The same in the place of a former one.
-pub(crate) fn stand_in_again(real: c_int, place: c_int) -> bool {
-    let own = follow(real);
-    if own < 0 {
-        return false;
-    }
-    // SAFETY: the application's number, which is free in a process that was restarted.
-    unsafe {
-        if own != place {
-            libc::dup3(own, place, libc::O_CLOEXEC);
-            libc::close(own);
-        }
-    }
-    true
-}
-
-/// After a restart: numbers that were the real library's are free again.
-///
-/// # Safety
-/// No other thread runs; `ours` are all that the application has.
-pub(crate) unsafe fn let_go(ours: &[c_int]) {
-    for n in 0..upper().plugin_fds.len() as c_int * 64 {
-        let word = upper().plugin_fds.get(n as usize / 64).map_or(0, |w| w.load(SeqCst));
-        if word >> (n % 64) & 1 == 1 && !ours.contains(&n) {
-            note(n, false);
-            // SAFETY: what holds its place.
-            unsafe { sys!(nr::CLOSE, n) };
-        }
-    }
-}
-
-fn follow(real: c_int) -> c_int {
-    // The kernel has made it for the real library by ioctl(2), of which the lower half knows nothing.
-    note(real, true);
-    // Below: up here nobody changes a descriptor of the lower half's.
-    let flags = FCNTL.int(&[word(real), word(libc::F_GETFL), 0]);
-    FCNTL.int(&[word(real), word(libc::F_SETFL), word(flags | libc::O_NONBLOCK)]);
-    // SAFETY: descriptors by number.
-    unsafe {
-        let own = libc::epoll_create1(libc::EPOLL_CLOEXEC);
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        if own >= 0 && libc::epoll_ctl(own, libc::EPOLL_CTL_ADD, real, &raw mut event) != 0 {
-            libc::close(own);
-            return -1;
-        }
-        own
-    }
-}
-
-/// Waits for the descriptor to be readable. False: the application does not want to wait.
-fn wait(own: c_int) -> bool {
-    // SAFETY: a descriptor by number, and one pollfd.
-    unsafe {
-        if libc::fcntl(own, libc::F_GETFL) & libc::O_NONBLOCK != 0 {
-            set_errno(libc::EAGAIN);
-            return false;
-        }
-        let mut poll = libc::pollfd { fd: own, events: libc::POLLIN, revents: 0 };
-        if libc::poll(&raw mut poll, 1, -1) < 0 && !restarts() {
-            set_errno(libc::EINTR);
-            return false;
-        }
-    }
-    true
-}
-
-/// Whether a handler that has just run leaves read(2), which natively waits here, waiting (SA_RESTART). Which one it was nobody says: all do.
-fn restarts() -> bool {
-    (1..=64).all(|number| {
-        // SAFETY: asks only.
-        unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            let handled = libc::sigaction(number, std::ptr::null(), &raw mut action) == 0
-                && action.sa_sigaction != libc::SIG_DFL
-                && action.sa_sigaction != libc::SIG_IGN;
-            !handled || action.sa_flags & libc::SA_RESTART != 0
-        }
-    })
-}
-
-/// Notes flags of a descriptor of ours, for the image; and puts them back.
-pub(crate) fn keep(own: c_int, flags: &Flags) {
-    // SAFETY: a descriptor by number.
-    unsafe {
-        flags.status.store(libc::fcntl(own, libc::F_GETFL), SeqCst);
-        flags.own.store(libc::fcntl(own, libc::F_GETFD), SeqCst);
-    }
-}
-
-/// See [`keep`].
-pub(crate) fn put_back(own: c_int, flags: &Flags) {
-    // SAFETY: as above.
-    unsafe {
-        libc::fcntl(own, libc::F_SETFL, flags.status.load(SeqCst));
-        libc::fcntl(own, libc::F_SETFD, flags.own.load(SeqCst));
-    }
-}
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_create_comp_channel(context: *mut ibv_context) -> *mut ibv_comp_channel {
@@ -154,12 +33,13 @@ unsafe extern "C" fn ibv_create_comp_channel(context: *mut ibv_context) -> *mut 
             return std::ptr::null_mut();
         }
         let there = std::ptr::with_exposed_provenance::<ibv_comp_channel>(at);
-        let fd = stand_in((*there).fd);
-        if fd < 0 {
+        let (fd, wake) = (stand_in((*there).fd), Wake::default());
+        if fd < 0 || !wake.unread.begin(fd) {
+            end_fd(fd, (*there).fd);
             DESTROY.int(&[at as u64]);
-            return std::ptr::null_mut();
+            return fail(libc::EMFILE);
         }
-        let own = Channel::with(ibv_comp_channel { context, fd, refcnt: 0 }, at, Wake::default()).give();
+        let own = Channel::with(ibv_comp_channel { context, fd, refcnt: 0 }, at, wake).give();
         world::enter(world::Kind::Channel, own.expose_provenance());
         own
     }
@@ -173,9 +53,8 @@ unsafe extern "C" fn ibv_destroy_comp_channel(channel: *mut ibv_comp_channel) ->
         let there = (*std::ptr::with_exposed_provenance::<ibv_comp_channel>(real(channel) as usize)).fd;
         let r = DESTROY.int(&[real(channel)]);
         if r == 0 {
-            note(there, false);
-            note((*channel).fd, false);
-            libc::close((*channel).fd);
+            Channel::of(channel).own.unread.end();
+            end_fd((*channel).fd, there);
             world::leave(world::Kind::Channel, channel.expose_provenance());
             Channel::take(channel);
         }
@@ -187,93 +66,105 @@ unsafe extern "C" fn ibv_destroy_comp_channel(channel: *mut ibv_comp_channel) ->
 unsafe extern "C" fn ibv_get_cq_event(
     channel: *mut ibv_comp_channel,
     cq: *mut *mut ibv_cq,
-    cq_context: *mut *mut c_void,
+    cq_context: *mut *mut std::ffi::c_void,
 ) -> c_int {
-    // SAFETY: a channel of ours; real queues have ours for their context.
+    // SAFETY: a channel of ours; queues that live.
     unsafe {
         loop {
             let front = inside();
-            if let Some(own) = due(channel) {
-                *cq = own;
-                *cq_context = (*own).cq_context;
-                return 0;
-            }
-            // The real queue, and its context.
-            let mut came = [0usize; 2];
-            let at = word(came.as_mut_ptr());
-            let r = GET.int(&[real(channel), at, at + 8]);
-            if r == 0 {
-                let own = std::ptr::with_exposed_provenance_mut::<ibv_cq>(came[1]);
-                let home = &Cq::of(own).own;
-                // Wanted once more since this one was on its way: then it still is.
-                let once = home.arms.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok_and(|n| n < 2);
-                if once {
-                    home.armed.store(0, SeqCst);
+            let unread = Channel::of(channel).own.unread.pop();
+            let found = match unread.map(std::ptr::with_exposed_provenance_mut::<ibv_cq>) {
+                Some(own) => {
+                    Cq::of(own).own.given.fetch_add(1, SeqCst);
+                    Some(own)
                 }
-                home.open.fetch_add(1, SeqCst);
-                *cq = own;
-                *cq_context = (*own).cq_context;
+                None => match next(channel) {
+                    Ok((own, true)) => {
+                        Cq::of(own).own.open.fetch_add(1, SeqCst);
+                        Some(own)
+                    }
+                    Ok((own, false)) => {
+                        // What it asked for may have come while the real queue was asked once more.
+                        let came = once_more(own);
+                        if came {
+                            Cq::of(own).own.given.fetch_add(1, SeqCst);
+                        }
+                        // Last: until then nobody can end the queue.
+                        ACK.call(&[real(own), 1]);
+                        came.then_some(own)
+                    }
+                    Err(libc::EAGAIN | libc::EINTR) => {
+                        let most = if patience::look_all(channel) { patience::LOOKS } else { -1 };
+                        drop(front);
+                        // Says why itself.
+                        if !wait((*channel).fd, most) {
+                            return -1;
+                        }
+                        continue;
+                    }
+                    Err(e) => {
+                        set_errno(e);
+                        return -1;
+                    }
+                },
+            };
+            if let Some(own) = found {
+                (*cq, *cq_context) = (own, (*own).cq_context);
                 return 0;
-            }
-            let e = errno();
-            drop(front);
-            match e {
-                libc::EAGAIN | libc::EINTR if wait((*channel).fd) => {}
-                // Says why itself.
-                libc::EAGAIN | libc::EINTR => return -1,
-                e => {
-                    set_errno(e);
-                    return -1;
-                }
             }
         }
     }
 }
 
-/// A queue of this channel whose event is due; there is none of it below.
-///
 /// # Safety
-/// A channel of ours.
-unsafe fn due(channel: *mut ibv_comp_channel) -> Option<*mut ibv_cq> {
-    // SAFETY: the caller's promise; queues that live.
-    unsafe {
-        let wake = &Channel::of(channel).own.fd;
-        if wake.load(SeqCst) == 0 {
-            return None;
-        }
-        let all =
-            world::all(world::Kind::Cq).into_iter().map(std::ptr::with_exposed_provenance_mut::<ibv_cq>);
-        let found =
-            all.filter(|cq| (**cq).channel == channel).find(|cq| Cq::of(*cq).own.due.swap(0, SeqCst) == 1);
-        match found {
-            Some(cq) => {
-                Cq::of(cq).own.given.fetch_add(1, SeqCst);
-                Cq::of(cq).own.armed.store(0, SeqCst);
-            }
-            None => {
-                let fd = wake.swap(0, SeqCst);
-                if fd != 0 {
-                    note(fd, false);
-                    libc::close(fd);
-                }
-            }
-        }
-        found
-    }
-}
-
-/// Makes the channel readable: an event of it is due.
+/// For all of these: objects of ours, and the thread is in the front.
 ///
-/// # Safety
-/// A channel of ours, and no other thread runs.
-pub(crate) unsafe fn wake(channel: *mut ibv_comp_channel) {
+/// The next event from below: its queue, and whether the application is to have it. `Err`: errno.
+unsafe fn next(channel: *mut ibv_comp_channel) -> Result<(*mut ibv_cq, bool), c_int> {
+    // The real queue, and its context, which is ours.
+    let mut came = [0usize; 2];
+    let at = word(came.as_mut_ptr());
     // SAFETY: the caller's promise.
     unsafe {
-        let fd = libc::eventfd(1, libc::EFD_CLOEXEC);
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
-        libc::epoll_ctl((*channel).fd, libc::EPOLL_CTL_ADD, fd, &raw mut event);
-        note(fd, true);
-        Channel::of(channel).own.fd.store(fd, SeqCst);
+        if GET.int(&[real(channel), at, at + 8]) != 0 {
+            return Err(errno());
+        }
+        let own = std::ptr::with_exposed_provenance_mut::<ibv_cq>(came[1]);
+        post::bring_home(own);
+        Ok((own, Cq::of(own).own.queue.with(|came| came.notice.comes())))
+    }
+}
+
+/// An event was for nothing: the real queue is to tell of the next completion as well. Whether what the application wants has come
+/// meanwhile.
+unsafe fn once_more(cq: *mut ibv_cq) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let home = &Cq::of(cq).own;
+        let wants = home.queue.with(|came| came.notice.wants());
+        if wants == Wants::Nothing {
+            return false;
+        }
+        post::arm(cq, wants);
+        post::bring_home(cq);
+        home.queue.with(|came| came.notice.ends())
+    }
+}
+
+/// After a restart: the real queue is to tell of what the application wants, and of what has come before it could, which is flushed
+/// receives.
+pub(crate) unsafe fn ask_again(cq: *mut ibv_cq) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let due = Cq::of(cq).own.queue.with(|came| {
+            // Its event was lost with the former queue, if it was not there at the still point.
+            let due = came.notice.ends();
+            // Of solicited ones nobody can tell.
+            came.notice.again() == Wants::Solicited && !came.list.is_empty() || due
+        });
+        if (due || once_more(cq)) && !(*cq).channel.is_null() {
+            Channel::of((*cq).channel).own.unread.push(cq.expose_provenance());
+        }
     }
 }
 
@@ -294,8 +185,10 @@ unsafe extern "C" fn ibv_ack_cq_events(cq: *mut ibv_cq, n: c_uint) {
     }
 }
 
-/// IBV_EVENT_SRQ_LIMIT_REACHED.
+/// IBV_EVENT_COMM_EST, IBV_EVENT_SRQ_LIMIT_REACHED, IBV_EVENT_QP_LAST_WQE_REACHED.
+pub(crate) const ESTABLISHED: u32 = 4;
 const SRQ_LIMIT_REACHED: u32 = 15;
+pub(crate) const LAST_RECEIVE: u32 = 16;
 
 /// What an event is about.
 enum About {
@@ -318,52 +211,111 @@ fn about(kind: u32) -> About {
 
 /// `struct ibv_async_event`: an object, and the kind.
 #[repr(C)]
-struct Event {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
     element: usize,
     kind: u32,
 }
 const _: () = assert!(size_of::<Event>() == size_of::<ibv_async_event>());
 
+impl Event {
+    /// The counts of its object of ours. `None`: it is about none.
+    unsafe fn counts<'a>(&self) -> Option<&'a Given> {
+        let at = self.element;
+        // SAFETY: the caller's promise.
+        unsafe {
+            Some(match about(self.kind) {
+                About::Cq => &Cq::of(std::ptr::with_exposed_provenance_mut::<ibv_cq>(at)).own.asynchronous,
+                About::Qp => &Qp::of(std::ptr::with_exposed_provenance_mut::<ibv_qp>(at)).own.asynchronous,
+                About::Srq => &Srq::of(std::ptr::with_exposed_provenance_mut::<ibv_srq>(at)).own.asynchronous,
+                About::Other => return None,
+            })
+        }
+    }
+
+    /// The same about the real object.
+    unsafe fn there(&self) -> Event {
+        let at = self.element;
+        // SAFETY: the caller's promise.
+        let element = unsafe {
+            match about(self.kind) {
+                About::Cq => real(std::ptr::with_exposed_provenance_mut::<ibv_cq>(at)) as usize,
+                About::Qp => real(std::ptr::with_exposed_provenance_mut::<ibv_qp>(at)) as usize,
+                About::Srq => real(std::ptr::with_exposed_provenance_mut::<ibv_srq>(at)) as usize,
+                About::Other => at,
+            }
+        };
+        Event { element, kind: self.kind }
+    }
+}
+
+/// The next asynchronous event from below, about an object of ours. `Err`: errno.
+unsafe fn next_async(context: *mut ibv_context) -> Result<Event, c_int> {
+    loop {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let event = any_async(context)?;
+            let unwanted = matches!(about(event.kind), About::Qp) && {
+                let qp = std::ptr::with_exposed_provenance_mut::<ibv_qp>(event.element);
+                Qp::of(qp).own.unwanted.compare_exchange(event.kind, 0, SeqCst, SeqCst).is_ok()
+            };
+            if !unwanted {
+                return Ok(event);
+            }
+            let there = event.there();
+            ACK_ASYNC.call(&[word(&raw const there)]);
+        }
+    }
+}
+
+/// The same, also of those that it had before.
+unsafe fn any_async(context: *mut ibv_context) -> Result<Event, c_int> {
+    let mut event = Event { element: 0, kind: 0 };
+    // SAFETY: the caller's promise; real objects have ours for their context.
+    unsafe {
+        if GET_ASYNC.int(&[real_context(context), word(&raw mut event)]) != 0 {
+            return Err(errno());
+        }
+        let there = std::ptr::with_exposed_provenance::<std::ffi::c_void>(event.element);
+        event.element = match about(event.kind) {
+            About::Cq => (*there.cast::<ibv_cq>()).cq_context.expose_provenance(),
+            About::Qp => (*there.cast::<ibv_qp>()).qp_context.expose_provenance(),
+            About::Srq => {
+                let own = (*there.cast::<ibv_srq>()).srq_context;
+                if event.kind == SRQ_LIMIT_REACHED {
+                    Srq::of(own.cast::<ibv_srq>()).own.limits.with(|Limits(l)| l.srq_limit = 0);
+                }
+                own.expose_provenance()
+            }
+            About::Other => event.element,
+        };
+        Ok(event)
+    }
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int {
-    let event = event.cast::<Event>();
-    // SAFETY: a context of ours; real objects have ours for their context.
+    // SAFETY: a context of ours, and the application's room.
     unsafe {
         loop {
             let front = inside();
-            let r = GET_ASYNC.int(&[real_context(context), word(event)]);
-            if r == 0 {
-                let e = &mut *event;
-                let there = std::ptr::with_exposed_provenance::<c_void>(e.element);
-                match about(e.kind) {
-                    About::Cq => {
-                        let own = (*there.cast::<ibv_cq>()).cq_context.cast::<ibv_cq>();
-                        Cq::of(own).own.asynchronous.give();
-                        e.element = own.expose_provenance();
+            let unread = Context::of(Context::whole(context)).own.unread.pop();
+            let from_above = unread.is_some();
+            match unread.map_or_else(|| next_async(context), Ok) {
+                Ok(e) => {
+                    if let Some(counts) = e.counts() {
+                        counts.give(from_above);
                     }
-                    About::Qp => {
-                        let own = (*there.cast::<ibv_qp>()).qp_context.cast::<ibv_qp>();
-                        Qp::of(own).own.asynchronous.give();
-                        e.element = own.expose_provenance();
-                    }
-                    About::Srq => {
-                        let own = (*there.cast::<ibv_srq>()).srq_context.cast::<ibv_srq>();
-                        Srq::of(own).own.asynchronous.give();
-                        if e.kind == SRQ_LIMIT_REACHED {
-                            Srq::of(own).own.limits.with(|Limits(l)| l.srq_limit = 0);
-                        }
-                        e.element = own.expose_provenance();
-                    }
-                    About::Other => {}
+                    *event.cast::<Event>() = e;
+                    return 0;
                 }
-                return 0;
-            }
-            let e = errno();
-            drop(front);
-            match e {
-                libc::EAGAIN | libc::EINTR if wait((*context).async_fd) => {}
-                libc::EAGAIN | libc::EINTR => return -1,
-                e => {
+                Err(libc::EAGAIN | libc::EINTR) => {
+                    drop(front);
+                    if !wait((*context).async_fd, -1) {
+                        return -1;
+                    }
+                }
+                Err(e) => {
                     set_errno(e);
                     return -1;
                 }
@@ -378,28 +330,72 @@ unsafe extern "C" fn ibv_ack_async_event(event: *mut ibv_async_event) {
     // SAFETY: as the application got it.
     unsafe {
         let e = &*event.cast::<Event>();
-        let own = std::ptr::with_exposed_provenance_mut::<c_void>(e.element);
-        // One that was given in a former start is known up here only.
-        let (element, known) = match about(e.kind) {
-            About::Cq => {
-                let own = own.cast::<ibv_cq>();
-                (real(own) as usize, Cq::of(own).own.asynchronous.acknowledge())
-            }
-            About::Qp => {
-                let own = own.cast::<ibv_qp>();
-                (real(own) as usize, Qp::of(own).own.asynchronous.acknowledge())
-            }
-            About::Srq => {
-                let own = own.cast::<ibv_srq>();
-                (real(own) as usize, Srq::of(own).own.asynchronous.acknowledge())
-            }
-            About::Other => (e.element, true),
-        };
-        if !known {
-            return;
+        // Of one that was given from above the real object knows nothing.
+        if e.counts().is_none_or(Given::acknowledge) {
+            let there = e.there();
+            ACK_ASYNC.call(&[word(&raw const there)]);
         }
-        let there = Event { element, kind: e.kind };
-        ACK_ASYNC.call(&[word(&raw const there)]);
+    }
+}
+
+/// At a still point: reads what is unread.
+///
+/// # Safety
+/// Every thread of the application stands still, and the objects of the world live.
+pub(crate) unsafe fn bring_home() {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for channel in world::all(world::Kind::Channel) {
+            let channel = std::ptr::with_exposed_provenance_mut::<ibv_comp_channel>(channel);
+            let unread = &Channel::of(channel).own.unread;
+            while let Ok((cq, well)) = next(channel) {
+                ACK.call(&[real(cq), 1]);
+                if well || once_more(cq) {
+                    unread.push(cq.expose_provenance());
+                }
+            }
+        }
+        for context in world::all(world::Kind::Context) {
+            let context = std::ptr::with_exposed_provenance_mut::<ibv_context>(context);
+            while let Ok(event) = next_async(context) {
+                let there = event.there();
+                ACK_ASYNC.call(&[word(&raw const there)]);
+                Context::of(Context::whole(context)).own.unread.push(event);
+            }
+        }
+    }
+}
+
+/// An object is about to be destroyed: waits, where the thread can be stopped, until all events of it that were given are
+/// acknowledged, as the real library does.
+pub(crate) fn acknowledged(is: impl Fn() -> bool) {
+    while !is() {
+        // SAFETY: sleeps.
+        unsafe { libc::usleep(1000) };
+    }
+}
+
+/// An object is destroyed: nobody reads events of it any more.
+///
+/// # Safety
+/// A context of ours.
+pub(crate) unsafe fn forget(context: *mut ibv_context, element: usize) {
+    // SAFETY: the caller's promise.
+    let names = unsafe { &Context::of(Context::whole(context)).own };
+    names.unread.retain(|e| e.element != element || matches!(about(e.kind), About::Other));
+}
+
+/// The same for a queue of completions.
+///
+/// # Safety
+/// A queue of ours.
+pub(crate) unsafe fn forget_queue(cq: *mut ibv_cq) {
+    // SAFETY: the caller's promise; a channel outlives its queues.
+    unsafe {
+        forget((*cq).context, cq.expose_provenance());
+        if !(*cq).channel.is_null() {
+            Channel::of((*cq).channel).own.unread.retain(|at| *at != cq.expose_provenance());
+        }
     }
 }
 
@@ -409,9 +405,11 @@ pub(crate) fn async_fd(real: c_int) -> c_int {
 }
 
 /// Both are closed.
-pub(crate) fn end_async_fd(own: c_int, real: c_int) {
+pub(crate) fn end_fd(own: c_int, real: c_int) {
     note(real, false);
-    note(own, false);
-    // SAFETY: made by `async_fd`.
-    unsafe { libc::close(own) };
+    if own >= 0 {
+        note(own, false);
+        // SAFETY: made by `stand_in`.
+        unsafe { libc::close(own) };
+    }
 }

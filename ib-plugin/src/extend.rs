@@ -10,14 +10,15 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use rdma_sys::{
     ibv_ah, ibv_context, ibv_cq, ibv_cq_ex, ibv_cq_init_attr_ex, ibv_data_buf, ibv_mw, ibv_mw_bind_info,
-    ibv_poll_cq_attr, ibv_qp, ibv_qp_ex, ibv_qp_init_attr, ibv_qp_init_attr_ex, ibv_send_wr, ibv_sge, ibv_wc,
-    ibv_wc_opcode, ibv_wr_opcode, verbs_context,
+    ibv_poll_cq_attr, ibv_qp, ibv_qp_cap, ibv_qp_ex, ibv_qp_init_attr, ibv_qp_init_attr_ex, ibv_qp_type,
+    ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_opcode, ibv_wr_opcode, verbs_context,
 };
 
 use crate::below::fail;
-use crate::log::{self, Lock};
+use crate::lock::Lock;
+use crate::log;
 use crate::objects::{Cq, Qp};
-use crate::{post, queue};
+use crate::{cq, domain, handle, post, queue};
 
 /// IBV_SEND_INLINE.
 const INLINE: u32 = 8;
@@ -87,6 +88,14 @@ impl Batch {
         self.elements(&[ibv_sge { addr: 0, length, lkey: 0 }]);
     }
 
+    /// Whether the queue takes as many elements, and as much inline, as each request has.
+    fn fits(&self, cap: &ibv_qp_cap) -> bool {
+        let inline = |r: &Request| self.sges.get(r.sges).map_or(0, |s| s.length);
+        self.requests.iter().all(|r| {
+            r.n <= cap.max_send_sge as usize && (r.inline.is_none() || inline(r) <= cap.max_inline_data)
+        })
+    }
+
     /// The list, as ibv_post_send(3) wants it.
     fn list(&mut self) -> *mut ibv_send_wr {
         let (sges, inline) = (self.sges.as_mut_ptr(), self.inline.as_ptr());
@@ -108,6 +117,13 @@ impl Batch {
     }
 }
 
+/// Takes a word for one thread, which may be stopped meanwhile, and the others as well.
+fn take(word: &AtomicU32) {
+    while word.compare_exchange_weak(0, 1, Acquire, Relaxed).is_err() {
+        std::thread::yield_now();
+    }
+}
+
 /// # Safety
 /// For all of these: a queue pair of ours, between wr_start and wr_complete, which one thread calls at a time.
 unsafe fn batch<R>(qp: *mut ibv_qp_ex, f: impl FnOnce(&mut Batch) -> R) -> R {
@@ -125,22 +141,43 @@ unsafe fn begin(qp: *mut ibv_qp_ex, opcode: ibv_wr_opcode::Type, fill: impl FnOn
     }
 }
 
+/// Other threads wait here until it is complete, or given up (ibv_wr_post(3)).
 unsafe extern "C" fn wr_start(qp: *mut ibv_qp_ex) {
     // SAFETY: as above, and below.
-    unsafe { batch(qp, Batch::clear) };
+    unsafe {
+        take(&Qp::of(qp.cast::<ibv_qp>()).own.building);
+        batch(qp, Batch::clear);
+    }
 }
 
 unsafe extern "C" fn wr_complete(qp: *mut ibv_qp_ex) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let r = complete(qp);
+        Qp::of(qp.cast::<ibv_qp>()).own.building.store(0, Release);
+        r
+    }
+}
+
+unsafe fn complete(qp: *mut ibv_qp_ex) -> c_int {
     // SAFETY: as above; nobody touches the batch meanwhile.
     unsafe {
         let (list, n, failed) = batch(qp, |b| (b.list(), b.requests.len(), b.failed));
         // All of them, or none (ibv_wr_post(3)).
         let logs = log::queue(Qp::of(qp.cast::<ibv_qp>()).own.place);
         let room = logs.map_or(0, |l| l.sends.with(|s| s.as_ref().map_or(0, log::Sends::room)));
+        let cap = &Qp::of(qp.cast::<ibv_qp>()).own.cap;
+        let fits = batch(qp, |b| b.fits(cap));
+        let lost = |b: &mut Batch| {
+            b.requests.iter().find_map(|r| handle::lead(r.wr.wr.ud.ah, r.wr.wr.ud.remote_qpn).err())
+        };
+        let lost = if (*qp).qp_base.qp_type == ibv_qp_type::IBV_QPT_UD { batch(qp, lost) } else { None };
         let mut bad = std::ptr::null_mut();
         match (failed, n) {
             (0, 0) => 0,
             (0, n) if n > room => libc::ENOMEM,
+            (0, _) if !fits => libc::EINVAL,
+            (0, _) if lost.is_some() => lost.unwrap_or(0),
             (0, _) => post::post_send(qp.cast(), list, &raw mut bad),
             _ => failed,
         }
@@ -149,7 +186,10 @@ unsafe extern "C" fn wr_complete(qp: *mut ibv_qp_ex) -> c_int {
 
 unsafe extern "C" fn wr_abort(qp: *mut ibv_qp_ex) {
     // SAFETY: as above.
-    unsafe { batch(qp, Batch::clear) };
+    unsafe {
+        batch(qp, Batch::clear);
+        Qp::of(qp.cast::<ibv_qp>()).own.building.store(0, Release);
+    }
 }
 
 macro_rules! requests {
@@ -196,6 +236,17 @@ unsafe extern "C" fn wr_set_ud_addr(qp: *mut ibv_qp_ex, ah: *mut ibv_ah, number:
     }
 }
 
+unsafe extern "C" fn wr_set_xrc_srqn(qp: *mut ibv_qp_ex, number: u32) {
+    // SAFETY: as above.
+    unsafe {
+        batch(qp, |b| {
+            if let Some(r) = b.last() {
+                r.wr.qp_type.xrc.remote_srqn = number;
+            }
+        });
+    }
+}
+
 unsafe extern "C" fn wr_set_sge(qp: *mut ibv_qp_ex, lkey: u32, addr: u64, length: u32) {
     // SAFETY: as above.
     unsafe { batch(qp, |b| b.elements(&[ibv_sge { addr, length, lkey }])) };
@@ -236,6 +287,7 @@ pub(crate) fn fill(qp: &mut ibv_qp_ex) {
     qp.wr_send_imm = Some(wr_send_imm);
     qp.wr_send_inv = Some(wr_send_inv);
     qp.wr_set_ud_addr = Some(wr_set_ud_addr);
+    qp.wr_set_xrc_srqn = Some(wr_set_xrc_srqn);
     qp.wr_set_inline_data = Some(wr_set_inline_data);
     qp.wr_set_inline_data_list = Some(wr_set_inline_data_list);
     qp.wr_set_sge = Some(wr_set_sge);
@@ -252,10 +304,18 @@ const SEND_OPS: u32 = 1 << 6;
 /// All up to IBV_QP_EX_WITH_SEND_WITH_INV.
 const KNOWN_OPS: u64 = (1 << 10) - 1;
 
-unsafe extern "C" fn create_qp_ex(_: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex) -> *mut ibv_qp {
+unsafe extern "C" fn create_qp_ex(context: *mut ibv_context, attr: *mut ibv_qp_init_attr_ex) -> *mut ibv_qp {
     // SAFETY: the application's attributes, which begin as those of the plain call.
     unsafe {
         let a = &*attr;
+        if a.qp_type == ibv_qp_type::IBV_QPT_XRC_RECV {
+            if a.comp_mask != domain::QP_XRCD {
+                return fail(libc::EINVAL);
+            }
+            let mut plain: ibv_qp_init_attr = std::mem::zeroed();
+            (plain.qp_context, plain.qp_type) = (a.qp_context, a.qp_type);
+            return queue::create_qp(context, std::ptr::null_mut(), a.xrcd, &raw mut plain, false);
+        }
         let other = a.comp_mask & !(DOMAIN | FLAGS | SEND_OPS) != 0
             || a.comp_mask & FLAGS != 0 && a.create_flags != 0
             || a.comp_mask & SEND_OPS != 0 && a.send_ops_flags & !KNOWN_OPS != 0;
@@ -265,7 +325,8 @@ unsafe extern "C" fn create_qp_ex(_: *mut ibv_context, attr: *mut ibv_qp_init_at
         if a.comp_mask & DOMAIN == 0 {
             return fail(libc::EINVAL);
         }
-        queue::create_qp(a.pd, attr.cast::<ibv_qp_init_attr>(), a.comp_mask & SEND_OPS != 0)
+        let none = std::ptr::null_mut();
+        queue::create_qp(context, a.pd, none, attr.cast::<ibv_qp_init_attr>(), a.comp_mask & SEND_OPS != 0)
     }
 }
 
@@ -305,7 +366,7 @@ unsafe extern "C" fn create_cq_ex(
         return fail(libc::EINVAL);
     };
     // SAFETY: as in the plain call.
-    unsafe { queue::ibv_create_cq(context, cqe, a.cq_context, a.channel, vector).cast() }
+    unsafe { cq::ibv_create_cq(context, cqe, a.cq_context, a.channel, vector).cast() }
 }
 
 /// # Safety
@@ -330,9 +391,7 @@ unsafe extern "C" fn start_poll(cq: *mut ibv_cq_ex, _attr: *mut ibv_poll_cq_attr
     // SAFETY: as above.
     unsafe {
         let taken = &Cq::of(cq.cast::<ibv_cq>()).own.poll.taken;
-        while taken.compare_exchange_weak(0, 1, Acquire, Relaxed).is_err() {
-            std::thread::yield_now();
-        }
+        take(taken);
         let r = next(cq);
         if r != 0 {
             taken.store(0, Release);

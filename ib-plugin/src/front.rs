@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use stillpoint_abi::half::{StillArg, still};
 use stillpoint_abi::records::{ASK, FOUND, PUBLISH, Records};
 
-use crate::log::Lock;
+use crate::lock::Lock;
 use crate::{drain, rebuild};
 
 /// What is to be said.

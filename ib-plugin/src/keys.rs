@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rdma_sys::ibv_sge;
 
-use crate::log::Lock;
+use crate::lock::Lock;
 
 /// Whether anything is to be translated: not before the first restart.
 static CHANGED: AtomicBool = AtomicBool::new(false);
@@ -19,8 +19,35 @@ static LOCAL: Lock<BTreeMap<u32, u32>> = Lock::new(BTreeMap::new());
 /// Keys of regions that were there at a restart.
 static TAKEN: Lock<BTreeSet<u32>> = Lock::new(BTreeSet::new());
 
-/// By a rank's remote keys, as the application knows them, those of its device.
-pub(crate) type Remote = BTreeMap<u32, u32>;
+/// Upper bits of keys of windows that were there at a restart.
+static BASES: Lock<BTreeSet<u32>> = Lock::new(BTreeSet::new());
+
+/// The bits of a window's key that are not the application's.
+pub(crate) fn base(key: u32) -> u32 {
+    key & !0xff
+}
+
+/// A rank's remote keys: by those that the application knows, those of its device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Remote {
+    /// Of regions.
+    pub(crate) keys: BTreeMap<u32, u32>,
+    /// Of windows: by upper bits the upper bits there, and what is to be added to the low 8.
+    pub(crate) windows: BTreeMap<u32, (u32, u8)>,
+    /// Numbers of shared receive queues that senders name.
+    pub(crate) queues: BTreeMap<u32, u32>,
+}
+
+impl Remote {
+    pub(crate) fn there(&self, key: u32) -> u32 {
+        let window = || {
+            let (there, more) = self.windows.get(&base(key))?;
+            Some(there | u32::from((key as u8).wrapping_add(*more)))
+        };
+        self.keys.get(&key).copied().or_else(window).unwrap_or(key)
+    }
+}
+
 static RANKS: Lock<BTreeMap<u32, Arc<Remote>>> = Lock::new(BTreeMap::new());
 
 /// These are the local keys from now on. `all`: everything that a region is called.
@@ -44,11 +71,28 @@ pub(crate) fn set(own: u32, there: Option<u32>) {
     });
 }
 
-/// Whether another region of the application's has, or had, this key already. Soft-RoCE says 0 where a region has no remote key.
+/// The same of windows.
+pub(crate) fn take_bases(keys: impl Iterator<Item = u32>) {
+    BASES.with(|bases| bases.extend(keys.map(base)));
+}
+
+/// Whether another region of the application's, or a window, has, or had, this key already. Soft-RoCE says 0 where a region has no
+/// remote key.
 pub(crate) fn is_taken(own: u32) -> bool {
     own != 0
         && CHANGED.load(Relaxed)
-        && (LOCAL.with(|all| all.contains_key(&own)) || TAKEN.with(|t| t.contains(&own)))
+        && (LOCAL.with(|all| all.contains_key(&own))
+            || TAKEN.with(|t| t.contains(&own))
+            || BASES.with(|b| b.contains(&base(own))))
+}
+
+/// Whether one of them has, or had, a key that a window with this one could get.
+pub(crate) fn is_taken_base(own: u32) -> bool {
+    let all = base(own).max(1)..=base(own) | 0xff;
+    CHANGED.load(Relaxed)
+        && (LOCAL.with(|local| local.range(all.clone()).next().is_some())
+            || TAKEN.with(|t| t.range(all).next().is_some())
+            || BASES.with(|b| b.contains(&base(own))))
 }
 
 /// Whether anything is to be translated.
@@ -79,16 +123,25 @@ pub(crate) fn of(ranks: &BTreeSet<u32>) -> Arc<Remote> {
         if rest.is_empty() {
             return first;
         }
-        let mut merged = (*first).clone();
-        let mut twice = BTreeSet::new();
-        for (key, there) in rest.iter().flat_map(|keys| keys.iter()) {
-            if merged.insert(*key, *there).is_some_and(|before| before != *there) {
-                twice.insert(*key);
-            }
-        }
-        merged.retain(|key, _| !twice.contains(key));
-        Arc::new(merged)
+        let all = || std::iter::once(&first).chain(rest.iter().copied());
+        Arc::new(Remote {
+            keys: once(all().flat_map(|r| &r.keys)),
+            windows: once(all().flat_map(|r| &r.windows)),
+            queues: once(all().flat_map(|r| &r.queues)),
+        })
     })
+}
+
+/// What is the same wherever it stands.
+fn once<'a, V: Copy + PartialEq + 'a>(all: impl Iterator<Item = (&'a u32, &'a V)>) -> BTreeMap<u32, V> {
+    let (mut merged, mut twice) = (BTreeMap::new(), BTreeSet::new());
+    for (key, there) in all {
+        if merged.insert(*key, *there).is_some_and(|before| before != *there) {
+            twice.insert(*key);
+        }
+    }
+    merged.retain(|key, _| !twice.contains(key));
+    merged
 }
 
 #[cfg(test)]
@@ -97,10 +150,23 @@ mod tests {
 
     #[test]
     fn a_key_of_two_ranks_is_nobodys_where_either_may_be_meant() {
-        learn(BTreeMap::from([(1, [(7, 70), (8, 80)].into()), (2, [(7, 71), (9, 90)].into())]));
-        assert_eq!(*of(&[1].into()), Remote::from([(7, 70), (8, 80)]));
-        assert_eq!(*of(&[1, 2].into()), Remote::from([(8, 80), (9, 90)]));
-        assert!(of(&[3].into()).is_empty());
+        let some = |keys: &[(u32, u32)]| Remote { keys: keys.iter().copied().collect(), ..Remote::default() };
+        learn(BTreeMap::from([(1, some(&[(7, 70), (8, 80)])), (2, some(&[(7, 71), (9, 90)]))]));
+        assert_eq!(*of(&[1].into()), some(&[(7, 70), (8, 80)]));
+        assert_eq!(*of(&[1, 2].into()), some(&[(8, 80), (9, 90)]));
+        assert_eq!(*of(&[3].into()), some(&[]));
+    }
+
+    #[test]
+    fn a_key_of_a_window_is_translated_also_if_nobody_has_told_of_it() {
+        let windows = [(0x700, (0x900, 2))].into();
+        let remote = Remote { keys: [(0x500, 0x600)].into(), windows, ..Remote::default() };
+        assert_eq!([0x500, 0x501, 0x700, 0x7ff].map(|k| remote.there(k)), [0x600, 0x501, 0x902, 0x901]);
+        take_bases([0x1234].into_iter());
+        CHANGED.store(true, Relaxed);
+        assert!(is_taken(0x12ff) && is_taken_base(0x1200) && !is_taken(0x1300));
+        TAKEN.with(|t| _ = t.insert(0x1377));
+        assert!(is_taken_base(0x1300) && !is_taken(0x1300));
     }
 
     #[test]

@@ -2,11 +2,13 @@
 //! half*.
 //!
 //! - [`objects`]: what the application sees, and the real object behind it.
-//! - [`below`]: functions of the real library. [`device`], [`memory`], [`queue`], [`event`], [`pass`], [`extend`]: the
-//!   chapters.
-//! - [`post`]: work requests and completions, the hot path; `log`, `requests`, `ring`: what of these is open; `keys`: what regions are called.
-//! - `world`: all objects; `front`: the commands of the still point; `drain`, `rebuild`: all of it again; `names`: of queue pairs;
-//!   `address`: where they are now.
+//! - [`below`]: functions of the real library. [`device`], [`card`], [`memory`], [`window`], [`handle`], [`queue`], [`cq`], [`group`], [`domain`],
+//!   [`event`], [`pass`], [`extend`]: the chapters; `descriptor`, `notice`: what is waited for, and which events are the application's.
+//! - [`post`]: work requests and completions, the hot path; `log`, `requests`, `ring`: what of these is open; `keys`: what regions are called;
+//!   `patience`: messages that nobody receives.
+//! - `cm`: connections by librdmacm.
+//! - `world`: all objects; `front`: the commands of the still point; `drain`, `rebuild`: all of it again; `bound`, `rebind`: windows; `lone`: who has lost its other end; `names`: of queue pairs;
+//!   `address`, `known`, `places`, `header`: where they are now; `present`: ports that the application does not know yet.
 //!
 //! What a reader would get wrong: applications call much of the verbs by function pointers in structures (verbs.h does so inline), so an
 //! object of ours begins as the public header says, with our functions in its table.
@@ -20,21 +22,39 @@ static MEMORY: stillpoint_loader::switch::Guarded<dlmalloc::GlobalDlmalloc> =
 
 mod address;
 mod below;
+mod bound;
+mod card;
+mod cm;
+mod cq;
+mod descriptor;
 mod device;
+mod domain;
 mod drain;
 mod driver;
 mod event;
 mod extend;
 mod front;
+mod group;
+mod handle;
+mod header;
 mod keys;
+mod known;
+mod lock;
 mod log;
+mod lone;
 mod memory;
 mod names;
+mod notice;
 mod objects;
 mod pass;
+mod patience;
+mod places;
 mod post;
+mod present;
 mod queue;
+mod rebind;
 mod rebuild;
 mod requests;
 mod ring;
+mod window;
 mod world;

@@ -3,56 +3,17 @@
 //! What a reader would get wrong: a completion is found by its token, not by the number of its queue pair; but for one of a shared
 //! receive queue, whose token does not say by which queue pair the message has come.
 
-use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 
 use rdma_sys::{ibv_sge, ibv_wc, ibv_wc_status};
 
-#[cfg(not(test))]
-use stillpoint_loader::switch::Front;
-
-use crate::address;
+use crate::lock::Lock;
+use crate::patience::Oldest;
 pub(crate) use crate::requests::{Receives, Sends};
 use crate::ring::{Kind, Token};
-
-/// A lock whose holder cannot be stopped: what it guards is wanted at the still point.
-#[derive(Debug, Default)]
-pub(crate) struct Lock<T> {
-    taken: AtomicU32,
-    of: UnsafeCell<T>,
-}
-
-// SAFETY: `with` gives it to one thread at a time.
-unsafe impl<T: Send> Sync for Lock<T> {}
-// SAFETY: it owns what it holds.
-unsafe impl<T: Send> Send for Lock<T> {}
-
-impl<T> Lock<T> {
-    pub(crate) const fn new(of: T) -> Lock<T> {
-        Lock { taken: AtomicU32::new(0), of: UnsafeCell::new(of) }
-    }
-
-    /// Alone with it.
-    #[inline]
-    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut T) -> R) -> R {
-        #[cfg(not(test))]
-        let _front = Front::enter();
-        let mut tries = 0u32;
-        while self.taken.compare_exchange_weak(0, 1, Acquire, Relaxed).is_err() {
-            tries += 1;
-            if tries % 64 == 0 {
-                std::thread::yield_now();
-            }
-            std::hint::spin_loop();
-        }
-        // SAFETY: this thread has taken it.
-        let r = f(unsafe { &mut *self.of.get() });
-        self.taken.store(0, Release);
-        r
-    }
-}
+use crate::{address, known, window};
 
 /// The logs of a queue pair, or of a shared receive queue.
 pub(crate) struct Queue {
@@ -65,6 +26,9 @@ pub(crate) struct Queue {
     /// A request has failed: no other one will succeed.
     pub(crate) broken: AtomicBool,
     pub(crate) datagram: AtomicBool,
+    /// The request that has been the oldest for a while ([`crate::patience`]); and that it was given up.
+    pub(crate) oldest: Lock<Option<Oldest>>,
+    pub(crate) gave_up: AtomicBool,
     /// Numbers that no request of this place has had: completions of one that is gone may still lie in a queue.
     pub(crate) next_send: AtomicU64,
     pub(crate) next_receive: AtomicU64,
@@ -79,6 +43,8 @@ impl Queue {
             received: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             datagram: AtomicBool::new(false),
+            oldest: Lock::new(None),
+            gave_up: AtomicBool::new(false),
             next_send: AtomicU64::new(0),
             next_receive: AtomicU64::new(0),
         }
@@ -90,6 +56,7 @@ impl Queue {
         self.receives.with(|r| r.as_mut().map(Receives::reset));
         self.received.store(0, Relaxed);
         self.broken.store(false, Relaxed);
+        self.gave_up.store(false, Relaxed);
     }
 
     /// Where a datagram has come from, as the application knows it. `at`: the first element of what has received it.
@@ -97,9 +64,9 @@ impl Queue {
         let well = wc.status == ibv_wc_status::IBV_WC_SUCCESS;
         if well && self.datagram.load(Relaxed) && address::changed() {
             let header = at.filter(|s| s.length >= 40);
-            let header = header.map(|s| std::ptr::with_exposed_provenance::<[u8; 40]>(s.addr as usize));
-            // SAFETY: the application's buffer, which a datagram has just filled.
-            address::source(wc, header.map(|h| unsafe { &*h }));
+            let header = header.map(|s| std::ptr::with_exposed_provenance_mut(s.addr as usize));
+            // SAFETY: the application's buffer, which a datagram has just filled, and which the application has not got back yet.
+            known::source(wc, header.map(|h| unsafe { &mut *h }));
         }
     }
 
@@ -121,14 +88,26 @@ pub(crate) fn number(context: u64, number: u32, place: u32) {
     NUMBERS.with(|all| _ = all.insert((context, number), place));
 }
 
-/// It has it no more.
-pub(crate) fn forget(context: u64, number: u32) {
-    NUMBERS.with(|all| _ = all.remove(&(context, number)));
+/// The one at this place has it no more.
+pub(crate) fn forget(context: u64, number: u32, place: u32) {
+    NUMBERS.with(|all| {
+        if all.get(&(context, number)) == Some(&place) {
+            all.remove(&(context, number));
+        }
+    });
 }
 
 /// After a restart.
 pub(crate) fn forget_numbers() {
     NUMBERS.with(BTreeMap::clear);
+}
+
+/// The number below of a queue pair that the application knows by this one, in one of these contexts.
+pub(crate) fn number_there(contexts: &[u64], was: u32) -> Option<u32> {
+    let is = |place: u32| queue(place).is_some_and(|q| q.qp_num.load(Relaxed) == was);
+    NUMBERS.with(|all| {
+        all.iter().find(|((c, _), place)| contexts.contains(c) && is(**place)).map(|((_, n), _)| *n)
+    })
 }
 
 const CHUNK: usize = 1024;
@@ -188,18 +167,21 @@ pub(crate) fn leave(place: u32) {
     FREE.with(|f| f.push(place));
 }
 
-/// What a completion of this context is to the application; false: nothing.
-pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> bool {
+/// What a completion of this context is to the application, and the place of its queue pair. `None`: nothing.
+pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> Option<u32> {
     let token = Token::of(wc.wr_id);
-    let Some(q) = queue(token.queue) else { return false };
+    let q = queue(token.queue)?;
     match token.kind {
         Kind::Send => {
+            if wc.status == ibv_wc_status::IBV_WC_WR_FLUSH_ERR && q.gave_up.swap(false, Relaxed) {
+                wc.status = ibv_wc_status::IBV_WC_RNR_RETRY_EXC_ERR;
+            }
             let wants = q.sends.with(|s| s.as_mut().and_then(|s| s.complete(wc, token.number)));
             if wants.is_some() {
                 wc.qp_num = q.qp_num.load(Relaxed);
                 q.note(wc, false);
             }
-            wants.unwrap_or(false)
+            wants?.then_some(token.queue)
         }
         Kind::Receive => {
             let at = q.receives.with(|r| r.as_mut().and_then(|r| r.complete(wc, token.number)));
@@ -207,8 +189,9 @@ pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> bool {
                 wc.qp_num = q.qp_num.load(Relaxed);
                 q.note(wc, true);
                 q.source(wc, at);
+                window::came(wc, context);
             }
-            at.is_some()
+            at.map(|_| token.queue)
         }
         Kind::Shared => {
             let at = q.receives.with(|r| r.as_mut().and_then(|r| r.complete(wc, token.number)));
@@ -218,7 +201,10 @@ pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> bool {
                 pair.note(wc, true);
                 pair.source(wc, at);
             }
-            at.is_some()
+            if at.is_some() {
+                window::came(wc, context);
+            }
+            at.map(|_| place.unwrap_or(token.queue))
         }
     }
 }

@@ -12,17 +12,26 @@ use std::collections::VecDeque;
 use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicUsize};
 
 use rdma_sys::{
     ibv_ah, ibv_ah_attr, ibv_comp_channel, ibv_context, ibv_cq, ibv_cq_ex, ibv_device, ibv_mr, ibv_mw,
-    ibv_pd, ibv_qp, ibv_qp_attr, ibv_qp_cap, ibv_qp_ex, ibv_srq, ibv_srq_attr, ibv_wc, verbs_context,
+    ibv_pd, ibv_qp, ibv_qp_attr, ibv_qp_cap, ibv_qp_ex, ibv_srq, ibv_srq_attr, ibv_wc, ibv_xrcd,
+    verbs_context,
 };
 
-use crate::address::Port;
+use crate::address::{Address, Port, Raw};
+use crate::descriptor::Unread;
+use crate::domain::{Domain, Extended};
+use crate::event::Event;
 use crate::extend::{Batch, Poll};
+use crate::group::Groups;
 use crate::keys::Remote;
-use crate::log::Lock;
+use crate::lock::Lock;
+use crate::lone::Silent;
+use crate::notice::Notice;
+use crate::patience::Finite;
+use crate::window::Window;
 
 /// An object: what is public of it, the real one, and what is ours alone.
 #[repr(C)]
@@ -32,51 +41,63 @@ pub(crate) struct Object<P, X = ()> {
     pub(crate) own: X,
 }
 
-/// Completions that were brought home, which come before any from below.
+/// What has come from below.
+#[derive(Default)]
+pub(crate) struct Came {
+    /// Completions that were brought home, which come before any from below; with the places of their queue pairs.
+    pub(crate) list: VecDeque<(u32, ibv_wc)>,
+    pub(crate) notice: Notice,
+}
+
+/// A queue of completions.
 #[derive(Default)]
 pub(crate) struct Home {
-    pub(crate) queue: Lock<VecDeque<ibv_wc>>,
+    pub(crate) queue: Lock<Came>,
+    /// How many were brought home.
     pub(crate) len: AtomicUsize,
     /// Entries that the real queue must have besides those that the application knows of: all work is signaled below.
-    pub(crate) more: AtomicUsize,
+    pub(crate) more: Lock<usize>,
     pub(crate) vector: i32,
-    /// 1 or 2: an event is wanted, for solicited completions only if 2.
-    pub(crate) armed: AtomicU32,
-    /// How often since its last event, up to 2: that may have been on its way already when it was wanted again.
-    pub(crate) arms: AtomicU32,
-    /// 1: it was due when the image was taken, and was lost with the former channel.
-    pub(crate) due: AtomicU32,
     /// Events that were given and not acknowledged: those of the real queue, and those that it knows nothing of.
     pub(crate) open: AtomicU32,
     pub(crate) given: AtomicU32,
     pub(crate) poll: Poll,
+    /// Queue pairs that send here and are to give up; whether there are any.
+    pub(crate) finite: Lock<Finite>,
+    pub(crate) patient: AtomicBool,
     pub(crate) asynchronous: Given,
 }
 
-/// Asynchronous events of an object that were given in this start, and are not acknowledged: of others its real object knows nothing.
+/// Asynchronous events of an object that were given and are not acknowledged: those of its real object, and those that it knows nothing of.
 #[derive(Default)]
-pub(crate) struct Given(AtomicU32);
+pub(crate) struct Given(AtomicU32, AtomicU32);
 
 impl Given {
-    pub(crate) fn give(&self) {
-        self.0.fetch_add(1, Relaxed);
+    pub(crate) fn give(&self, from_above: bool) {
+        if from_above { &self.1 } else { &self.0 }.fetch_add(1, Relaxed);
     }
 
     /// Whether the real object is to hear of an acknowledgement.
     pub(crate) fn acknowledge(&self) -> bool {
-        self.0.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok()
+        let less = |n: &AtomicU32| n.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok();
+        !less(&self.1) && less(&self.0)
     }
 
-    /// Another start.
+    /// Another start, and another real object.
     pub(crate) fn forget(&self) {
-        self.0.store(0, Relaxed);
+        self.1.fetch_add(self.0.swap(0, Relaxed), Relaxed);
+    }
+
+    /// Whether all were acknowledged.
+    pub(crate) fn is_none(&self) -> bool {
+        self.0.load(Relaxed) == 0 && self.1.load(Relaxed) == 0
     }
 }
 
-/// A channel: what makes it readable for events that are due ([`Home::due`]); 0: nothing. And flags of its descriptor.
+/// A channel: queues whose events are unread, and flags of its descriptor.
 #[derive(Default)]
 pub(crate) struct Wake {
-    pub(crate) fd: AtomicI32,
+    pub(crate) unread: Unread<usize>,
     pub(crate) flags: Flags,
 }
 
@@ -98,6 +119,8 @@ pub(crate) struct Region {
 pub(crate) struct Shared {
     pub(crate) place: u32,
     pub(crate) limits: Lock<Limits>,
+    /// Of a domain of extended connections.
+    pub(crate) extended: Option<Extended>,
     pub(crate) asynchronous: Given,
 }
 
@@ -108,16 +131,27 @@ pub(crate) struct Limits(pub(crate) ibv_srq_attr);
 pub(crate) struct Pair {
     /// Place of its logs.
     pub(crate) place: u32,
+    /// In which start it was made ([`crate::known::starts`]).
+    pub(crate) start: u32,
     pub(crate) cap: ibv_qp_cap,
+    /// The domain of one that receives in an extended connection; the shared queue that the other end's oldest request has named last.
+    pub(crate) xrcd: usize,
+    pub(crate) wanted: AtomicU32,
+    /// At the last still point its other end was gone ([`crate::lone`]).
+    pub(crate) alone: AtomicBool,
     pub(crate) told: Lock<Told>,
     /// By the application's remote key, the device's; after a restart.
     pub(crate) remote: Lock<Arc<Remote>>,
     /// Multicast groups that it is attached to.
-    pub(crate) groups: AtomicI32,
+    pub(crate) groups: Groups,
     pub(crate) asynchronous: Given,
+    /// A kind of asynchronous event that the application had before, and that comes again because the queue pair was made again; 0: none.
+    pub(crate) unwanted: AtomicU32,
     /// Made for requests that are built piece by piece; those that are.
     pub(crate) extended: bool,
     pub(crate) batch: Lock<Batch>,
+    /// 1: from wr_start to wr_complete or wr_abort, for one thread.
+    pub(crate) building: AtomicU32,
 }
 
 /// What a queue pair was told last, and which of that.
@@ -129,10 +163,12 @@ pub(crate) struct Told {
 /// What the ports of a context are called: as the application knows it, and in this start.
 #[derive(Default)]
 pub(crate) struct Names {
-    /// Of the descriptor of asynchronous events.
+    /// Of the descriptor of asynchronous events; and those that are unread.
     pub(crate) flags: Flags,
+    pub(crate) unread: Unread<Event>,
     pub(crate) ports: Vec<Port>,
     pub(crate) now: Lock<Vec<Port>>,
+    pub(crate) silent: Lock<Silent>,
 }
 
 impl Names {
@@ -147,6 +183,31 @@ impl Names {
 /// An address handle: where the application wants it to lead.
 pub(crate) struct Way {
     pub(crate) attr: ibv_ah_attr,
+    /// Real ones of this start, by where they lead: of queue pairs that had one address, some may be on another port now.
+    pub(crate) made: Lock<Vec<(Destination, usize)>>,
+}
+
+/// GID, if there is one, and LID.
+pub(crate) type Destination = (Option<Raw>, u16);
+
+/// A device: what its ports are called, once the application has opened it: all of its contexts say the same. And what they are called in
+/// this start.
+#[derive(Default)]
+pub(crate) struct Card {
+    pub(crate) ports: Lock<Option<Vec<Port>>>,
+    pub(crate) now: Lock<Vec<Port>>,
+    pub(crate) besides: Lock<Vec<Besides>>,
+}
+
+/// Another name of a port, for queue pairs that were made in one start: others have seen where their datagrams come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Besides {
+    pub(crate) start: u32,
+    /// From 0.
+    pub(crate) port: usize,
+    /// Of which of the port's addresses ([`Port::addresses`]).
+    pub(crate) at: Option<usize>,
+    pub(crate) name: Address,
 }
 
 /// What the application has a pointer to: the beginning of this.
@@ -172,13 +233,15 @@ public! {
     ibv_qp => ibv_qp_ex;
     ibv_qp_ex => Self;
     ibv_ah => Self;
+    ibv_xrcd => Self;
     verbs_context => Self;
 }
 
-pub(crate) type Device = Object<ibv_device>;
+pub(crate) type Device = Object<ibv_device, Card>;
 pub(crate) type Pd = Object<ibv_pd>;
+pub(crate) type Xrcd = Object<ibv_xrcd, Domain>;
 pub(crate) type Mr = Object<ibv_mr, Region>;
-pub(crate) type Mw = Object<ibv_mw>;
+pub(crate) type Mw = Object<ibv_mw, Window>;
 pub(crate) type Channel = Object<ibv_comp_channel, Wake>;
 pub(crate) type Cq = Object<ibv_cq_ex, Home>;
 pub(crate) type Srq = Object<ibv_srq, Shared>;

@@ -3,20 +3,18 @@
 //! What a reader would get wrong: a work request is the application's, and may lie in memory that it only reads; where something in it
 //! is to be translated, a copy goes down. The bad one that the real library names is then found by its place in the list.
 
-use std::collections::BTreeMap;
 use std::ffi::c_int;
 use std::sync::atomic::Ordering::Relaxed;
 
-use rdma_sys::{
-    ibv_context_ops, ibv_cq, ibv_mw, ibv_mw_bind, ibv_qp, ibv_qp_type, ibv_recv_wr, ibv_send_wr, ibv_srq,
-    ibv_wc, ibv_wr_opcode,
-};
+use rdma_sys::{ibv_context_ops, ibv_cq, ibv_qp, ibv_qp_type, ibv_recv_wr, ibv_send_wr, ibv_srq, ibv_wc};
 
 use stillpoint_loader::switch::Front;
 
+use crate::keys::Remote;
 use crate::log::{self, Queue};
-use crate::objects::{Ah, Cq, Qp, Srq, real, real_context};
-use crate::{address, keys, memory};
+use crate::notice::Wants;
+use crate::objects::{Came, Channel, Cq, Qp, Srq, real, real_context};
+use crate::{domain, handle, keys, patience, window};
 
 /// What verbs.h calls by the context's table.
 pub(crate) fn table(ops: &mut ibv_context_ops) {
@@ -25,7 +23,6 @@ pub(crate) fn table(ops: &mut ibv_context_ops) {
     ops.post_send = Some(post_send);
     ops.post_recv = Some(post_recv);
     ops.post_srq_recv = Some(post_srq_recv);
-    ops.bind_mw = Some(bind_mw);
 }
 
 /// The real object, and the table of its context; read where the thread cannot be stopped.
@@ -45,13 +42,13 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, most: c_int, wc: *mut i
     unsafe {
         let home = &Cq::of(cq).own;
         let room = std::slice::from_raw_parts_mut(wc, usize::try_from(most).unwrap_or(0));
-        home.queue.with(|queue| {
+        let n = home.queue.within(&front, |Came { list, notice }| {
             if home.len.load(Relaxed) != 0 {
-                let n = room.len().min(queue.len());
-                for (to, from) in room.iter_mut().zip(queue.drain(..n)) {
+                let n = room.len().min(list.len());
+                for (to, (_, from)) in room.iter_mut().zip(list.drain(..n)) {
                     *to = from;
                 }
-                home.len.store(queue.len(), Relaxed);
+                home.len.store(list.len(), Relaxed);
                 return n as c_int;
             }
             let (Some(f), at) = there!(cq, (*cq).context, poll_cq) else { return -libc::EOPNOTSUPP };
@@ -64,17 +61,24 @@ pub(crate) unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, most: c_int, wc: *mut i
                 let Ok(came) = usize::try_from(n) else { return n };
                 let mut kept = 0;
                 for k in 0..came {
-                    if log::translate(&mut room[k], context) {
+                    if log::translate(&mut room[k], context).is_some() {
                         room.swap(kept, k);
                         kept += 1;
                     }
+                }
+                if kept != 0 {
+                    notice.saw();
                 }
                 // All were swallowed, and there may be more.
                 if kept != 0 || came < room.len() || came == 0 {
                     return kept as c_int;
                 }
             }
-        })
+        });
+        if n == 0 && home.patient.load(Relaxed) {
+            patience::look(cq);
+        }
+        n
     }
 }
 
@@ -91,7 +95,7 @@ pub(crate) unsafe fn bring_home(cq: *mut ibv_cq) {
         let context = real_context((*cq).context);
         let home = &Cq::of(cq).own;
         // Behind those that are there, and before any that another thread asks for.
-        home.queue.with(|queue| {
+        home.queue.with(|Came { list, notice }| {
             loop {
                 let mut room: Vec<ibv_wc> = Vec::with_capacity(MANY);
                 let n = {
@@ -101,9 +105,14 @@ pub(crate) unsafe fn bring_home(cq: *mut ibv_cq) {
                 let Ok(n) = usize::try_from(n) else { return };
                 // SAFETY: so many were written.
                 room.set_len(n);
-                room.retain_mut(|wc| log::translate(wc, context));
-                queue.extend(room);
-                home.len.store(queue.len(), Relaxed);
+                let before = list.len();
+                list.extend(
+                    room.into_iter().filter_map(|mut wc| Some((log::translate(&mut wc, context)?, wc))),
+                );
+                if list.len() != before {
+                    notice.saw();
+                }
+                home.len.store(list.len(), Relaxed);
                 if n < MANY {
                     return;
                 }
@@ -122,6 +131,11 @@ pub(crate) unsafe fn settle(qp: *mut ibv_qp) {
         for cq in [(*qp).send_cq, (*qp).recv_cq].into_iter().filter(|cq| !cq.is_null()) {
             bring_home(cq);
         }
+        if (*qp).qp_type == ibv_qp_type::IBV_QPT_XRC_RECV {
+            for cq in domain::completions() {
+                bring_home(std::ptr::with_exposed_provenance_mut(cq));
+            }
+        }
     }
 }
 
@@ -134,23 +148,25 @@ pub(crate) unsafe fn purge(qp: *mut ibv_qp) {
     unsafe {
         for cq in [(*qp).send_cq, (*qp).recv_cq].into_iter().filter(|cq| !cq.is_null()) {
             let home = &Cq::of(cq).own;
-            home.queue.with(|queue| {
-                queue.retain(|wc| wc.qp_num != (*qp).qp_num);
-                home.len.store(queue.len(), Relaxed);
+            home.queue.with(|Came { list, .. }| {
+                list.retain(|(place, _)| *place != Qp::of(qp).own.place);
+                home.len.store(list.len(), Relaxed);
             });
         }
     }
 }
 
-/// Wants an event again.
+/// The real queue is to tell of this.
 ///
 /// # Safety
 /// A queue of ours.
-pub(crate) unsafe fn arm(cq: *mut ibv_cq, solicited_only: c_int) {
+pub(crate) unsafe fn arm(cq: *mut ibv_cq, wants: Wants) -> c_int {
+    let front = Front::enter();
     // SAFETY: the caller's promise.
     unsafe {
-        Cq::of(cq).own.arms.store(0, Relaxed);
-        req_notify_cq(cq, solicited_only);
+        let (Some(f), at) = there!(cq, (*cq).context, req_notify_cq) else { return libc::EOPNOTSUPP };
+        let _down = front.down();
+        f(at, c_int::from(wants == Wants::Solicited))
     }
 }
 
@@ -193,31 +209,60 @@ pub(crate) unsafe fn shared(srq: *mut ibv_srq, front: &Front, wr: &mut ibv_recv_
     }
 }
 
-/// Puts the device's remote keys and handles for the application's.
+/// Posts one request of ours, as the device has it.
+///
+/// # Safety
+/// A queue pair of ours.
+pub(crate) unsafe fn one(qp: *mut ibv_qp, front: &Front, wr: &mut ibv_send_wr) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (Some(f), at) = there!(qp, (*qp).context, post_send) else { return libc::EOPNOTSUPP };
+        let mut none = std::ptr::null_mut();
+        let _down = front.down();
+        f(at, wr, &raw mut none)
+    }
+}
+
+/// The next completion of the real queue; how many that are.
+///
+/// # Safety
+/// A queue of ours.
+pub(crate) unsafe fn poll_below(cq: *mut ibv_cq, wc: &mut ibv_wc) -> c_int {
+    let front = Front::enter();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (Some(f), at) = there!(cq, (*cq).context, poll_cq) else { return -libc::EOPNOTSUPP };
+        let _down = front.down();
+        f(at, 1, wc)
+    }
+}
+
+/// Puts the device's remote keys and handles for the application's. 0, or why there are none.
 ///
 /// # Safety
 /// A queue pair of ours, and a request for it.
-unsafe fn for_device(qp: *mut ibv_qp, copy: &mut ibv_send_wr) {
+unsafe fn for_device(qp: *mut ibv_qp, copy: &mut ibv_send_wr) -> i32 {
     // SAFETY: the caller's promise.
     unsafe {
         if keys::changed() {
-            Qp::of(qp).own.remote.with(|keys| remote(copy, keys));
+            Qp::of(qp).own.remote.with(|names| {
+                remote(copy, names);
+                if (*qp).qp_type == ibv_qp_type::IBV_QPT_XRC_SEND {
+                    let number = &mut copy.qp_type.xrc.remote_srqn;
+                    *number = names.queues.get(number).copied().unwrap_or(*number);
+                }
+            });
         }
-        if copy.opcode == ibv_wr_opcode::IBV_WR_BIND_MW {
-            let bind = &mut copy.bind_mw_tso_union.bind_mw;
-            bind.mw = std::ptr::with_exposed_provenance_mut(real(bind.mw) as usize);
-            bind.bind_info.mr = std::ptr::with_exposed_provenance_mut(real(bind.bind_info.mr) as usize);
-        }
+        window::for_device(copy, (*qp).context);
         if (*qp).qp_type == ibv_qp_type::IBV_QPT_UD {
-            let ah = copy.wr.ud.ah;
-            if address::changed()
-                && let Some((_, number)) =
-                    memory::way((*qp).context, &Ah::of(ah).own.attr, copy.wr.ud.remote_qpn)
-            {
-                copy.wr.ud.remote_qpn = number;
-            }
-            copy.wr.ud.ah = std::ptr::with_exposed_provenance_mut(real(ah) as usize);
+            let (at, number) = match handle::lead(copy.wr.ud.ah, copy.wr.ud.remote_qpn) {
+                Ok(there) => there,
+                Err(why) => return why,
+            };
+            copy.wr.ud.remote_qpn = number;
+            copy.wr.ud.ah = std::ptr::with_exposed_provenance_mut(at);
         }
+        0
     }
 }
 
@@ -231,7 +276,10 @@ pub(crate) unsafe fn send_again(qp: *mut ibv_qp) -> Result<(), std::io::Error> {
     let r = unsafe {
         let (Some(f), at) = there!(qp, (*qp).context, post_send) else { return Ok(()) };
         let Some(logs) = log::queue(Qp::of(qp).own.place) else { return Ok(()) };
-        let post = |wr| {
+        let post = |wr: *mut ibv_send_wr| {
+            if window::is_first(&*wr) {
+                return window::post_first(&front, qp, &*wr);
+            }
             let mut none = std::ptr::null_mut();
             let _down = front.down();
             f(at, wr, &raw mut none)
@@ -242,9 +290,9 @@ pub(crate) unsafe fn send_again(qp: *mut ibv_qp) -> Result<(), std::io::Error> {
 }
 
 /// Puts the device's remote key for the application's.
-fn remote(wr: &mut ibv_send_wr, keys: &BTreeMap<u32, u32>) {
+fn remote(wr: &mut ibv_send_wr, keys: &Remote) {
     use rdma_sys::ibv_wr_opcode as op;
-    let there = |key: u32| keys.get(&key).copied().unwrap_or(key);
+    let there = |key: u32| keys.there(key);
     // SAFETY: the opcode says which member it is.
     unsafe {
         match wr.opcode {
@@ -264,27 +312,32 @@ fn remote(wr: &mut ibv_send_wr, keys: &BTreeMap<u32, u32>) {
 }
 
 unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_int {
-    let front = Front::enter();
+    let _front = Front::enter();
+    let solicited = solicited_only != 0;
     // SAFETY: as above.
     unsafe {
-        let (Some(f), at) = there!(cq, (*cq).context, req_notify_cq) else { return libc::EOPNOTSUPP };
-        let home = &Cq::of(cq).own;
-        home.armed.store(if solicited_only != 0 { 2 } else { 1 }, Relaxed);
-        let _ = home.arms.fetch_update(Relaxed, Relaxed, |n| (n < 2).then_some(n + 1));
-        let _down = front.down();
-        f(at, solicited_only)
+        let due = Cq::of(cq).own.queue.with(|Came { list, notice }| {
+            notice.ask(solicited);
+            // Completions that were brought home and are not polled: many devices tell of those at once, ours knows nothing of them.
+            !list.is_empty() && notice.meets()
+        });
+        if due && !(*cq).channel.is_null() {
+            Channel::of((*cq).channel).own.unread.push(cq.expose_provenance());
+        }
+        arm(cq, if solicited { Wants::Solicited } else { Wants::Next })
     }
 }
 
 /// Posts a list of receive requests, one by one.
 unsafe fn receive(
+    front: &Front,
     logs: Option<&Queue>,
     mut wr: *mut ibv_recv_wr,
     bad: *mut *mut ibv_recv_wr,
     mut post: impl FnMut(&mut ibv_recv_wr) -> c_int,
 ) -> c_int {
     let Some(logs) = logs else { return libc::EINVAL };
-    logs.receives.with(|log| {
+    logs.receives.within(front, |log| {
         let Some(log) = log else { return libc::EINVAL };
         while !wr.is_null() {
             // SAFETY: the application's list.
@@ -306,7 +359,7 @@ unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad: *mut 
     // SAFETY: as above.
     unsafe {
         let (Some(f), at) = there!(qp, (*qp).context, post_recv) else { return libc::EOPNOTSUPP };
-        receive(log::queue(Qp::of(qp).own.place), wr, bad, |copy| {
+        receive(&front, log::queue(Qp::of(qp).own.place), wr, bad, |copy| {
             let mut none = std::ptr::null_mut();
             let _down = front.down();
             f(at, copy, &raw mut none)
@@ -323,7 +376,7 @@ unsafe extern "C" fn post_srq_recv(
     // SAFETY: as above.
     unsafe {
         let (Some(f), at) = there!(srq, (*srq).context, post_srq_recv) else { return libc::EOPNOTSUPP };
-        receive(log::queue(Srq::of(srq).own.place), wr, bad, |copy| {
+        receive(&front, log::queue(Srq::of(srq).own.place), wr, bad, |copy| {
             let mut none = std::ptr::null_mut();
             let _down = front.down();
             f(at, copy, &raw mut none)
@@ -342,7 +395,7 @@ pub(crate) unsafe extern "C" fn post_send(
     unsafe {
         let (Some(f), at) = there!(qp, (*qp).context, post_send) else { return libc::EOPNOTSUPP };
         let Some(logs) = log::queue(Qp::of(qp).own.place) else { return libc::EINVAL };
-        logs.sends.with(|log| {
+        logs.sends.within(&front, |log| {
             let Some(log) = log else { return libc::EINVAL };
             let (copy, first, result) = log.copy(wr, |copy| for_device(qp, copy));
             let mut posted = 0;
@@ -370,31 +423,6 @@ pub(crate) unsafe extern "C" fn post_send(
                 }
                 *bad = wr;
             }
-            r
-        })
-    }
-}
-
-unsafe extern "C" fn bind_mw(qp: *mut ibv_qp, mw: *mut ibv_mw, bind: *mut ibv_mw_bind) -> c_int {
-    let front = Front::enter();
-    // SAFETY: as above; the window's new key stands in the real one.
-    unsafe {
-        let (Some(f), at) = there!(qp, (*qp).context, bind_mw) else { return libc::EOPNOTSUPP };
-        let Some(logs) = log::queue(Qp::of(qp).own.place) else { return libc::EINVAL };
-        let mut copy = std::ptr::read(bind);
-        copy.bind_info.mr = std::ptr::with_exposed_provenance_mut(real(copy.bind_info.mr) as usize);
-        let window = std::ptr::with_exposed_provenance_mut::<ibv_mw>(real(mw) as usize);
-        logs.sends.with(|log| {
-            let Some(log) = log else { return libc::EINVAL };
-            let Some(number) = log.note(&mut copy.wr_id, &mut copy.send_flags) else { return libc::ENOMEM };
-            let r = {
-                let _down = front.down();
-                f(at, window, &raw mut copy)
-            };
-            if r != 0 {
-                log.take_back(number);
-            }
-            (*mw).rkey = (*window).rkey;
             r
         })
     }

@@ -1,26 +1,23 @@
-//! Completion queues, queue pairs, shared receive queues: made, changed, asked, ended.
+//! Queue pairs and shared receive queues: made, changed, asked, ended.
 
 use std::ffi::{c_int, c_void};
-use std::sync::atomic::AtomicI32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use rdma_sys::{
-    ibv_comp_channel, ibv_context, ibv_cq, ibv_cq_ex, ibv_gid, ibv_pd, ibv_qp, ibv_qp_attr, ibv_qp_ex,
-    ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_srq, ibv_srq_attr, ibv_srq_init_attr,
+    ibv_context, ibv_pd, ibv_qp, ibv_qp_attr, ibv_qp_ex, ibv_qp_init_attr, ibv_qp_state, ibv_qp_type,
+    ibv_srq, ibv_srq_attr, ibv_srq_init_attr, ibv_xrcd,
 };
 
 use crate::below::{Function, fail, inside, set_errno};
-use crate::log::{self, Lock, Receives, Sends};
-use crate::memory::ends;
-use crate::objects::{
-    Cq, Given, Home, Limits, Object, Pair, Public, Qp, Shared, Srq, Told, real, real_context,
-};
+use crate::group::Groups;
+use crate::lock::Lock;
+use crate::log::{self, Receives, Sends};
+use crate::objects::{Given, Limits, Object, Pair, Public, Qp, Shared, Srq, Told, real, real_context};
 use crate::pass::word;
-use crate::{address, extend, keys, memory, post, world};
+use crate::requests::MOST_SHARED;
+use crate::{address, cq, domain, event, extend, handle, keys, known, patience, post, window, world};
 
-static CREATE_CQ: Function = Function::new(c"ibv_create_cq");
-static RESIZE_CQ: Function = Function::new(c"ibv_resize_cq");
-static DESTROY_CQ: Function = Function::new(c"ibv_destroy_cq");
 static CREATE_SRQ: Function = Function::new(c"ibv_create_srq");
 static MODIFY_SRQ: Function = Function::new(c"ibv_modify_srq");
 static QUERY_SRQ: Function = Function::new(c"ibv_query_srq");
@@ -32,59 +29,56 @@ static DESTROY_QP: Function = Function::new(c"ibv_destroy_qp");
 static IN_ORDER: Function = Function::new(c"ibv_query_qp_data_in_order");
 static QUERY_ECE: Function = Function::new(c"ibv_query_ece");
 static SET_ECE: Function = Function::new(c"ibv_set_ece");
-static ATTACH: Function = Function::new(c"ibv_attach_mcast");
-static DETACH: Function = Function::new(c"ibv_detach_mcast");
 
-ends! {
-    ibv_destroy_cq(ibv_cq, Cq) by DESTROY_CQ;
-}
-
-/// Ends a queue with a log.
-macro_rules! ends_logged {
-    ($($name:ident($p:ty, $kind:ident) by $function:ident;)*) => {$(
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name(of: *mut $p) -> c_int {
-            let _front = $crate::below::inside();
-            // SAFETY: an object of ours, which the application gives back.
-            unsafe {
-                let r = $function.int(&[real(of)]);
-                if r == 0 {
-                    $crate::world::leave($crate::world::Kind::$kind, of.expose_provenance());
-                    log::leave($kind::of(of).own.place);
-                    $kind::take(of);
-                }
-                r
-            }
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_destroy_srq(srq: *mut ibv_srq) -> c_int {
+    // SAFETY: a queue of ours, which the application gives back.
+    unsafe {
+        event::acknowledged(|| Srq::of(srq).own.asynchronous.is_none());
+        let _front = inside();
+        // Its messages are counted where they have come.
+        for cq in Srq::of(srq).own.extended.iter().map(domain::Extended::completions) {
+            post::bring_home(std::ptr::with_exposed_provenance_mut(cq));
         }
-    )*};
-}
-
-ends_logged! {
-    ibv_destroy_srq(ibv_srq, Srq) by DESTROY_SRQ;
+        let r = DESTROY_SRQ.int(&[real(srq)]);
+        if r == 0 {
+            event::forget((*srq).context, srq.expose_provenance());
+            world::leave(world::Kind::Srq, srq.expose_provenance());
+            log::leave(Srq::of(srq).own.place);
+            Srq::take(srq);
+        }
+        r
+    }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int {
-    let _front = inside();
     // SAFETY: a queue pair of ours, which the application gives back.
     unsafe {
+        event::acknowledged(|| Qp::of(qp).own.asynchronous.is_none());
+        let _front = inside();
         let number = (*std::ptr::with_exposed_provenance::<ibv_qp>(real(qp) as usize)).qp_num;
         let (context, own) = (real_context((*qp).context), &Qp::of(qp).own);
-        // No other one can have this number until it is gone.
+        // Before the device forgets them.
         post::settle(qp);
-        log::forget(context, number);
+        patience::set(qp, false);
         let r = DESTROY_QP.int(&[real(qp)]);
         if r != 0 {
-            log::number(context, number, own.place);
+            patience::set(qp, own.told.with(|told| told.gives_up()));
             return r;
         }
-        log::leave(own.place);
+        // What has come until then is seen by the logs; another thread may have made one with this number already.
+        post::settle(qp);
+        log::forget(context, number, own.place);
+        window::left(own.place);
         post::purge(qp);
+        log::leave(own.place);
+        crate::cm::event::forget(qp);
+        event::forget((*qp).context, qp.expose_provenance());
         if !can_be_saved((*qp).qp_type) {
             world::refuse(world::OTHERS, -1);
         }
-        world::refuse(world::GROUPS, -own.groups.load(Relaxed));
-        release((*qp).send_cq, own.cap.max_send_wr);
+        cq::release((*qp).send_cq, own.cap.max_send_wr);
         world::leave(world::Kind::Qp, qp.expose_provenance());
         Qp::take(qp);
         r
@@ -99,7 +93,7 @@ pub(crate) const SRQ_LIMIT: c_int = 2;
 ///
 /// # Safety
 /// `make` returns the address of a real object, or 0.
-unsafe fn made<P: Public<Whole = P>, X>(
+pub(crate) unsafe fn made<P: Public<Whole = P>, X>(
     public: P,
     own: X,
     make: impl FnOnce(u64) -> usize,
@@ -117,95 +111,52 @@ unsafe fn made<P: Public<Whole = P>, X>(
     Some(object)
 }
 
-/// Makes room for so many more completions: all work is signaled below. 0, or the number of an error: there is none.
-unsafe fn reserve(cq: *mut ibv_cq, more: u32) -> c_int {
-    if cq.is_null() {
-        return 0;
-    }
-    // SAFETY: a queue of ours.
-    unsafe {
-        let more = Cq::of(cq).own.more.fetch_add(more as usize, Relaxed) + more as usize;
-        let at = real(cq);
-        let now = (*std::ptr::with_exposed_provenance::<ibv_cq>(at as usize)).cqe;
-        let need = usize::try_from((*cq).cqe).unwrap_or(0) + more;
-        if usize::try_from(now).is_ok_and(|n| n >= need) { 0 } else { RESIZE_CQ.int(&[at, need as u64]) }
-    }
-}
-
-/// Its queue pair is gone.
-unsafe fn release(cq: *mut ibv_cq, more: u32) {
-    if !cq.is_null() {
-        // SAFETY: a queue of ours.
-        unsafe { Cq::of(cq).own.more.fetch_sub(more as usize, Relaxed) };
-    }
-}
-
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn ibv_create_cq(
-    context: *mut ibv_context,
-    cqe: c_int,
-    cq_context: *mut c_void,
-    channel: *mut ibv_comp_channel,
-    vector: c_int,
-) -> *mut ibv_cq {
-    let _front = inside();
-    // SAFETY: objects of ours. A mutex and a condition of zeros are free (glibc).
-    unsafe {
-        let mut public: ibv_cq_ex = std::mem::zeroed();
-        extend::fill_cq(&mut public);
-        (public.context, public.channel, public.cq_context) = (context, channel, cq_context);
-        let make =
-            |own| CREATE_CQ.object(&[real_context(context), word(cqe), own, real(channel), word(vector)]);
-        let home = Home { vector, ..Home::default() };
-        let Some(own) = made(public, home, make) else { return std::ptr::null_mut() };
-        let own = own.cast::<ibv_cq>();
-        let there = &*std::ptr::with_exposed_provenance::<ibv_cq>(real(own) as usize);
-        ((*own).handle, (*own).cqe) = (there.handle, there.cqe);
-        world::enter(world::Kind::Cq, own.expose_provenance());
-        own
-    }
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn ibv_resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int {
-    let _front = inside();
-    // SAFETY: a queue of ours; the real one shows its new size.
-    unsafe {
-        let at = real(cq);
-        let more = Cq::of(cq).own.more.load(Relaxed);
-        let r = RESIZE_CQ.int(&[at, word(cqe) + more as u64]);
-        if r == 0 {
-            let now = (*std::ptr::with_exposed_provenance::<ibv_cq>(at as usize)).cqe;
-            (*cq).cqe = now - c_int::try_from(more).unwrap_or(0);
-        }
-        r
-    }
-}
-
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_attr) -> *mut ibv_srq {
-    let _front = inside();
     // SAFETY: a domain of ours, and the application's attributes, which get the sizes that came of it.
     unsafe {
-        let mut public: ibv_srq = std::mem::zeroed();
-        (public.context, public.pd, public.srq_context) = ((*pd).context, pd, (*attr).srq_context);
-        let make = |own| {
+        create_srq(pd, (*attr).srq_context, &mut (*attr).attr, |own, limits| {
             let mut copy = ibv_srq_init_attr {
                 srq_context: std::ptr::with_exposed_provenance_mut(own as usize),
-                attr: (*attr).attr,
+                attr: *limits,
             };
             let at = CREATE_SRQ.object(&[real(pd), word(&raw mut copy)]);
-            (*attr).attr = copy.attr;
+            *limits = copy.attr;
             at
-        };
+        })
+    }
+}
+
+/// A shared queue, whose real one is made by `make`, with ours for its context.
+///
+/// # Safety
+/// A domain of ours; `make` returns the address of a real queue, or 0.
+pub(crate) unsafe fn create_srq(
+    pd: *mut ibv_pd,
+    srq_context: *mut c_void,
+    limits: &mut ibv_srq_attr,
+    make: impl FnOnce(u64, &mut ibv_srq_attr) -> usize,
+) -> *mut ibv_srq {
+    let _front = inside();
+    if limits.max_wr > MOST_SHARED {
+        return fail(libc::EINVAL);
+    }
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut public: ibv_srq = std::mem::zeroed();
+        (public.context, public.pd, public.srq_context) = ((*pd).context, pd, srq_context);
         let Some((place, logs)) = log::enter() else { return fail(libc::ENOMEM) };
-        let limits = (*attr).attr;
-        let shared = Shared { place, limits: Lock::new(Limits(limits)), asynchronous: Given::default() };
-        let Some(own) = made(public, shared, make) else {
+        let shared = Shared {
+            place,
+            limits: Lock::new(Limits(*limits)),
+            extended: None,
+            asynchronous: Given::default(),
+        };
+        let Some(own) = made(public, shared, |own| make(own, limits)) else {
             log::leave(place);
             return std::ptr::null_mut();
         };
-        let limits = (*attr).attr;
+        let limits = *limits;
         Srq::of(own).own.limits.with(|l| *l = Limits(limits));
         world::enter(world::Kind::Srq, own.expose_provenance());
         let turn = logs.next_receive.load(Relaxed);
@@ -215,11 +166,20 @@ unsafe extern "C" fn ibv_create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_att
     }
 }
 
+/// Ends a real one that is nobody's.
+pub(crate) fn unmake_srq(at: usize) {
+    DESTROY_SRQ.int(&[at as u64]);
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_modify_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) -> c_int {
     let _front = inside();
     // SAFETY: a queue of ours, and the application's attributes.
     unsafe {
+        if mask & SRQ_MAX_WR != 0 && (*attr).max_wr > MOST_SHARED {
+            set_errno(libc::EINVAL);
+            return libc::EINVAL;
+        }
         let r = MODIFY_SRQ.int(&[real(srq), word(attr), word(mask)]);
         if r == 0 {
             let own = &Srq::of(srq).own;
@@ -249,14 +209,21 @@ unsafe extern "C" fn ibv_query_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr) -
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp {
     // SAFETY: the application's.
-    unsafe { create_qp(pd, attr, false) }
+    unsafe { create_qp((*pd).context, pd, std::ptr::null_mut(), attr, false) }
 }
 
-/// A queue pair, for requests that are built piece by piece if it is an extended one.
+/// A queue pair, of a protection domain or of one of extended connections; for requests that are built piece by piece if it is an extended
+/// one.
 ///
 /// # Safety
 /// Objects of ours, and the application's attributes, which get the sizes that came of it.
-pub(crate) unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr, extended: bool) -> *mut ibv_qp {
+pub(crate) unsafe fn create_qp(
+    context: *mut ibv_context,
+    pd: *mut ibv_pd,
+    xrcd: *mut ibv_xrcd,
+    attr: *mut ibv_qp_init_attr,
+    extended: bool,
+) -> *mut ibv_qp {
     let _front = inside();
     // SAFETY: the caller's promise.
     unsafe {
@@ -265,7 +232,7 @@ pub(crate) unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr, ext
             extend::fill(&mut whole);
         }
         let public = &mut whole.qp_base;
-        (public.context, public.pd, public.qp_context) = ((*pd).context, pd, (*attr).qp_context);
+        (public.context, public.pd, public.qp_context) = (context, pd, (*attr).qp_context);
         (public.send_cq, public.recv_cq, public.srq) = ((*attr).send_cq, (*attr).recv_cq, (*attr).srq);
         public.qp_type = (*attr).qp_type;
         let there = |p: u64| p as usize;
@@ -279,11 +246,18 @@ pub(crate) unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr, ext
                 qp_type: (*attr).qp_type,
                 sq_sig_all: (*attr).sq_sig_all,
             };
-            let (mut at, mut taken) = (CREATE_QP.object(&[real(pd), word(&raw mut copy)]), Vec::new());
+            let mut make = || {
+                if xrcd.is_null() {
+                    CREATE_QP.object(&[real(pd), word(&raw mut copy)])
+                } else {
+                    domain::make_target(context, xrcd, own)
+                }
+            };
+            let (mut at, mut taken) = (make(), Vec::new());
             // A number that another queue pair of this address had before a restart would mean two.
             while at != 0 && address::is_taken((*std::ptr::with_exposed_provenance::<ibv_qp>(at)).qp_num) {
                 taken.push(at);
-                at = CREATE_QP.object(&[real(pd), word(&raw mut copy)]);
+                at = make();
             }
             for t in taken {
                 DESTROY_QP.int(&[t as u64]);
@@ -295,13 +269,19 @@ pub(crate) unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr, ext
         let told = Lock::new(Told { attr: std::mem::zeroed(), mask: 0 });
         let pair = Pair {
             place,
+            start: known::starts(),
             cap: (*attr).cap,
+            xrcd: xrcd.expose_provenance(),
+            wanted: AtomicU32::new(0),
+            alone: AtomicBool::new(false),
             told,
             remote: Lock::default(),
-            groups: AtomicI32::new(0),
+            groups: Groups::default(),
             asynchronous: Given::default(),
+            unwanted: AtomicU32::new(0),
             extended,
             batch: Lock::default(),
+            building: AtomicU32::new(0),
         };
         let Some(own) = made(whole, pair, make) else {
             log::leave(place);
@@ -316,13 +296,13 @@ pub(crate) unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr, ext
         let cap = &(*attr).cap;
         let all = (*attr).sq_sig_all != 0;
         let first = logs.next_send.load(Relaxed);
-        let sends = Sends::new(place, first, cap, all, (*attr).qp_type == ibv_qp_type::IBV_QPT_UD);
+        let sends = Sends::new(place, first, cap, all, (*attr).qp_type);
         logs.sends.with(|s| *s = Some(sends));
         if (*attr).srq.is_null() {
             let first = logs.next_receive.load(Relaxed);
             logs.receives.with(|r| *r = Some(Receives::own(place, first, cap.max_recv_wr, cap.max_recv_sge)));
         }
-        let r = reserve((*attr).send_cq, cap.max_send_wr);
+        let r = cq::reserve((*attr).send_cq, cap.max_send_wr);
         if r != 0 {
             ibv_destroy_qp(own);
             return fail(r);
@@ -331,7 +311,7 @@ pub(crate) unsafe fn create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr, ext
         ((*own).handle, (*own).qp_num, (*own).state) = (q.handle, q.qp_num, q.state);
         logs.qp_num.store(q.qp_num, Relaxed);
         logs.datagram.store((*attr).qp_type == ibv_qp_type::IBV_QPT_UD, Relaxed);
-        log::number(real_context((*pd).context), q.qp_num, place);
+        log::number(real_context(context), q.qp_num, place);
         own
     }
 }
@@ -344,7 +324,7 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
         let at = real(qp);
         let mut now = std::ptr::read(attr);
         if mask as u32 & mask::AV != 0 && address::changed() {
-            let Some((way, number)) = memory::way((*qp).context, &now.ah_attr, now.dest_qp_num) else {
+            let Some((way, number)) = handle::way((*qp).context, &now.ah_attr, now.dest_qp_num) else {
                 set_errno(libc::EADDRNOTAVAIL);
                 return libc::EADDRNOTAVAIL;
             };
@@ -352,15 +332,24 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
             Qp::of(qp).own.remote.with(|r| *r = keys::of(&ranks));
             (now.ah_attr, now.dest_qp_num) = (way, number);
         }
+        if mask as u32 & mask::RNR_RETRY != 0 {
+            now.rnr_retry = patience::FOR_EVER;
+        }
         let anew = mask as u32 & mask::STATE != 0 && now.qp_state == ibv_qp_state::IBV_QPS_RESET;
         if anew {
+            // Before the device forgets them, and then those that have come meanwhile.
             post::settle(qp);
         }
         let r = MODIFY_QP.int(&[at, word(&raw mut now), word(mask)]);
         if r == 0 {
             Qp::of(qp).own.told.with(|told| told.hear(&*attr, mask as u32));
+            if mask as u32 & mask::RNR_RETRY != 0 || anew {
+                patience::set(qp, !anew && (*attr).rnr_retry < patience::FOR_EVER);
+            }
             let logs = log::queue(Qp::of(qp).own.place);
             if let Some(logs) = logs.filter(|_| anew) {
+                Qp::of(qp).own.unwanted.store(0, Relaxed);
+                post::settle(qp);
                 logs.reset();
                 post::purge(qp);
             } else if let Some(logs) = logs.filter(|_| mask as u32 & mask::STATE != 0) {
@@ -399,9 +388,47 @@ unsafe extern "C" fn ibv_query_qp(
     }
 }
 
+/// The state that a queue pair is in by itself: where a request or a message has failed.
+///
+/// # Safety
+/// A queue pair of ours.
+pub(crate) unsafe fn see_state(qp: *mut ibv_qp) {
+    // SAFETY: the caller's promise; numbers and null pointers.
+    unsafe {
+        if log::queue(Qp::of(qp).own.place).is_some_and(|l| l.broken.load(Relaxed)) {
+            let mut attr: ibv_qp_attr = std::mem::zeroed();
+            let mut init: ibv_qp_init_attr = std::mem::zeroed();
+            let args = [real(qp), word(&raw mut attr), u64::from(mask::STATE), word(&raw mut init)];
+            if QUERY_QP.int(&args) == 0 && attr.qp_state == ibv_qp_state::IBV_QPS_ERR {
+                (*qp).state = attr.qp_state;
+            }
+        }
+    }
+}
+
+/// Puts a queue pair into error: all that is open fails.
+///
+/// # Safety
+/// A queue pair of ours.
+pub(crate) unsafe fn break_off(qp: *mut ibv_qp) {
+    // SAFETY: the caller's promise; numbers. The real one shows its state.
+    unsafe {
+        let mut attr: ibv_qp_attr = std::mem::zeroed();
+        attr.qp_state = ibv_qp_state::IBV_QPS_ERR;
+        MODIFY_QP.int(&[real(qp), word(&raw mut attr), u64::from(mask::STATE)]);
+        (*qp).state = (*std::ptr::with_exposed_provenance::<ibv_qp>(real(qp) as usize)).state;
+    }
+}
+
 /// Those that can be saved.
 fn can_be_saved(kind: ibv_qp_type::Type) -> bool {
-    matches!(kind, ibv_qp_type::IBV_QPT_RC | ibv_qp_type::IBV_QPT_UC | ibv_qp_type::IBV_QPT_UD)
+    use ibv_qp_type as of;
+    is_extended(kind) || matches!(kind, of::IBV_QPT_RC | of::IBV_QPT_UC | of::IBV_QPT_UD)
+}
+
+/// One end of an extended connection.
+pub(crate) fn is_extended(kind: ibv_qp_type::Type) -> bool {
+    matches!(kind, ibv_qp_type::IBV_QPT_XRC_SEND | ibv_qp_type::IBV_QPT_XRC_RECV)
 }
 
 /// Bits of `enum ibv_qp_attr_mask`.
@@ -460,6 +487,11 @@ impl Told {
         self.mask |= which;
     }
 
+    /// Whether it is not to try for ever when no receive is there.
+    fn gives_up(&self) -> bool {
+        self.mask & mask::RNR_RETRY != 0 && self.attr.rnr_retry < patience::FOR_EVER
+    }
+
     /// What the application has told, for what the device was told instead.
     fn show(&self, to: &mut ibv_qp_attr) {
         if self.mask & mask::AV != 0 {
@@ -467,6 +499,9 @@ impl Told {
         }
         if self.mask & mask::DEST != 0 {
             to.dest_qp_num = self.attr.dest_qp_num;
+        }
+        if self.mask & mask::RNR_RETRY != 0 {
+            to.rnr_retry = self.attr.rnr_retry;
         }
     }
 }
@@ -487,28 +522,4 @@ of_pair! {
     ibv_query_qp_data_in_order(opcode: u32, flags: u32) by IN_ORDER;
     ibv_query_ece(ece: *mut c_void) by QUERY_ECE;
     ibv_set_ece(ece: *mut c_void) by SET_ECE;
-}
-
-/// Counts a group that a queue pair is attached to: that cannot be saved yet.
-macro_rules! groups {
-    ($($name:ident by $function:ident, $one:literal;)*) => {$(
-        #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name(qp: *mut ibv_qp, gid: *const ibv_gid, lid: u16) -> c_int {
-            let _front = inside();
-            // SAFETY: a queue pair of ours.
-            unsafe {
-                let r = $function.int(&[real(qp), word(gid), word(lid)]);
-                if r == 0 {
-                    Qp::of(qp).own.groups.fetch_add($one, Relaxed);
-                    world::refuse(world::GROUPS, $one);
-                }
-                r
-            }
-        }
-    )*};
-}
-
-groups! {
-    ibv_attach_mcast by ATTACH, 1;
-    ibv_detach_mcast by DETACH, -1;
 }

@@ -2,8 +2,10 @@
 //! main thread, before any other runs.
 //!
 //! ```text
-//!   round 0   contexts, domains, regions, channels, queues, queue pairs up to INIT; publish: who I am now, under each of my former names
-//!         1   who the other end is now: up to RTR, receives posted; publish: my regions' keys, under the number of the rank
+//!   round 0   contexts, domains, regions, windows, channels, queues, queue pairs up to INIT; publish: who I am now, under each of my former
+//!             names
+//!         1   who the other end is now: up to RTR, receives posted, windows bound; publish: my regions' and windows' keys, under the number
+//!             of the rank; and what is in [`present`]
 //!         2   up to RTS; the other end's keys; completion queues armed
 //! ```
 //!
@@ -15,20 +17,24 @@ use std::ffi::{c_int, c_void};
 use std::sync::atomic::Ordering::Relaxed;
 
 use rdma_sys::{
-    ibv_ah, ibv_comp_channel, ibv_context, ibv_cq, ibv_mr, ibv_pd, ibv_qp, ibv_qp_init_attr, ibv_qp_state,
-    ibv_qp_type, ibv_srq, ibv_srq_init_attr,
+    ibv_ah, ibv_comp_channel, ibv_context, ibv_cq, ibv_device, ibv_mr, ibv_pd, ibv_qp, ibv_qp_attr,
+    ibv_qp_init_attr, ibv_qp_state, ibv_qp_type, ibv_srq, ibv_srq_init_attr,
 };
 use stillpoint_abi::half::{StillArg, still};
 
-use crate::address::{Gid, Moved};
+use crate::address::{Address, Moved};
 use crate::below::Function;
+use crate::cm::again as cm;
 use crate::drain::is_connected;
 use crate::front::{Heard, Out, found};
-use crate::objects::{Ah, Channel, Context, Cq, Limits, Mr, Pd, Qp, Srq, Told, real, real_context};
+use crate::objects::{Channel, Context, Cq, Device, Limits, Mr, Pd, Qp, Srq, Told, real, real_context};
 use crate::pass::word;
 use crate::queue::mask;
 use crate::world::{self, Kind};
-use crate::{address, device, event, keys, log, memory, names, post, queue};
+use crate::{
+    address, card, descriptor, device, domain, event, group, handle, keys, known, log, lone, memory, names,
+    patience, post, present, queue, rebind,
+};
 
 static ALLOC_PD: Function = Function::new(c"ibv_alloc_pd");
 static CREATE_CHANNEL: Function = Function::new(c"ibv_create_comp_channel");
@@ -45,9 +51,13 @@ pub(crate) fn step(arg: &mut StillArg) -> i64 {
     // SAFETY: all objects are ours, and no other thread runs.
     let done = unsafe {
         match arg.round {
-            0 => make().and_then(|()| announce(&mut out)).map(|()| still::SPEAKS),
-            1 => connect(&heard, &mut out).map(|()| still::SPEAKS),
-            _ => go(&heard).map(|()| still::DONE),
+            0 => make()
+                .and_then(|()| announce(&mut out))
+                .and_then(|()| cm::announce(&mut out))
+                .map(|()| still::SPEAKS),
+            1 if !learn(&heard) && crate::cm::channels().is_empty() => Ok(still::DONE),
+            1 => connect(&heard, &mut out).and_then(|()| cm::begin(&heard)).map(|()| still::SPEAKS),
+            _ => go(&heard).and_then(|()| cm::finish()).map(|()| still::DONE),
         }
     };
     match done {
@@ -56,7 +66,7 @@ pub(crate) fn step(arg: &mut StillArg) -> i64 {
     }
 }
 
-fn each<P>(kind: Kind) -> impl Iterator<Item = *mut P> {
+pub(crate) fn each<P>(kind: Kind) -> impl Iterator<Item = *mut P> {
     world::all(kind).into_iter().map(std::ptr::with_exposed_provenance_mut)
 }
 
@@ -70,29 +80,36 @@ unsafe fn make() -> Result<(), String> {
     // SAFETY: the caller's promise.
     unsafe {
         log::forget_numbers();
-        device::find_again();
+        card::restore();
         let mut ours: Vec<c_int> = each::<ibv_context>(Kind::Context).map(|c| (*c).async_fd).collect();
         for channel in each::<ibv_comp_channel>(Kind::Channel) {
             ours.push((*channel).fd);
-            Channel::of(channel).own.fd.store(0, Relaxed);
         }
-        event::let_go(&ours);
+        ours.extend(crate::cm::channels());
+        descriptor::let_go(&ours);
+        cm::open()?;
         for context in each::<ibv_context>(Kind::Context) {
             let name = crate::below::text((*(*context).device).name.as_ptr()).unwrap_or_default();
-            let at = made(device::open_again((*context).device), &format!("open device {name}"))?;
+            let at = made(card::open_again((*context).device), &format!("open device {name}"))?;
             Context::of(Context::whole(context)).renew(at);
-            Context::of(Context::whole(context)).own.now.with(|now| *now = device::ports(at as u64));
+            let card = &Device::of((*context).device).own;
+            Context::of(Context::whole(context)).own.now.with(|now| *now = card.now.with(|n| n.clone()));
             let there = &*std::ptr::with_exposed_provenance::<ibv_context>(at);
             (*context).cmd_fd = there.cmd_fd;
-            if !event::stand_in_again(there.async_fd, (*context).async_fd) {
+            let own = &Context::of(Context::whole(context)).own;
+            own.silent.with(lone::Silent::forget);
+            if !descriptor::stand_in_again(there.async_fd, (*context).async_fd)
+                || !own.unread.begin((*context).async_fd)
+            {
                 return Err(format!("descriptor {} of device {name}", (*context).async_fd));
             }
-            event::put_back((*context).async_fd, &Context::of(Context::whole(context)).own.flags);
+            descriptor::put_back((*context).async_fd, &own.flags);
         }
         for pd in each::<ibv_pd>(Kind::Pd) {
             let pd = Pd::of(pd);
             pd.renew(made(ALLOC_PD.object(&[real_context(pd.public.context)]), "a protection domain")?);
         }
+        domain::make_all()?;
         let (mut local, mut called) = (BTreeMap::new(), Vec::new());
         for mr in each::<ibv_mr>(Kind::Mr) {
             let mr = Mr::of(mr);
@@ -104,22 +121,25 @@ unsafe fn make() -> Result<(), String> {
             called.extend([m.lkey, m.rkey]);
         }
         keys::renew(local, called.into_iter());
+        keys::take_bases(rebind::bases().into_iter().map(|(_, base)| base));
+        rebind::make_all()?;
         for channel in each::<ibv_comp_channel>(Kind::Channel) {
             let at =
                 made(CREATE_CHANNEL.object(&[real_context((*channel).context)]), "a completion channel")?;
             Channel::of(channel).renew(at);
             let fd = (*std::ptr::with_exposed_provenance::<ibv_comp_channel>(at)).fd;
-            if !event::stand_in_again(fd, (*channel).fd) {
+            let own = &Channel::of(channel).own;
+            if !descriptor::stand_in_again(fd, (*channel).fd) || !own.unread.begin((*channel).fd) {
                 return Err(format!("descriptor {} of a completion channel", (*channel).fd));
             }
-            event::put_back((*channel).fd, &Channel::of(channel).own.flags);
+            descriptor::put_back((*channel).fd, &own.flags);
         }
         for cq in each::<ibv_cq>(Kind::Cq) {
             let own = Cq::of(cq);
             // Of events of the former queue the new one knows nothing.
             own.own.given.fetch_add(own.own.open.swap(0, Relaxed), Relaxed);
             own.own.asynchronous.forget();
-            let entries = (*cq).cqe as u64 + own.own.more.load(Relaxed) as u64;
+            let entries = (*cq).cqe as u64 + own.own.more.with(|more| *more as u64);
             let context = real_context((*cq).context);
             let vectors =
                 (*std::ptr::with_exposed_provenance::<ibv_context>(context as usize)).num_comp_vectors;
@@ -131,23 +151,29 @@ unsafe fn make() -> Result<(), String> {
             let own = Srq::of(srq);
             own.own.asynchronous.forget();
             let limits = || own.own.limits.with(|Limits(l)| std::ptr::read(l));
-            let mut attr = ibv_srq_init_attr { srq_context: srq.cast::<c_void>(), attr: limits() };
-            own.renew(made(
-                CREATE_SRQ.object(&[real(own.public.pd), word(&raw mut attr)]),
-                "a shared receive queue",
-            )?);
-            let mut limits = limits();
-            if limits.srq_limit != 0 {
-                MODIFY_SRQ.int(&[real(srq), word(&raw mut limits), word(queue::SRQ_LIMIT)]);
+            if let Some(at) = domain::make_again(srq, &limits()) {
+                own.renew(at?);
+            } else {
+                let mut attr = ibv_srq_init_attr { srq_context: srq.cast::<c_void>(), attr: limits() };
+                own.renew(made(
+                    CREATE_SRQ.object(&[real(own.public.pd), word(&raw mut attr)]),
+                    "a shared receive queue",
+                )?);
             }
         }
         for qp in each::<ibv_qp>(Kind::Qp) {
             make_pair(qp)?;
+            group::attach_again(qp)?;
         }
         // Those that share a queue need no other end for it.
         for srq in each::<ibv_srq>(Kind::Srq) {
             post::receive_again(&Srq::of(srq).own.place, |f, r| post::shared(srq, f, r))
                 .map_err(|e| format!("a shared receive: {e}"))?;
+            // Not before: it would be reached at once.
+            let mut limits = Srq::of(srq).own.limits.with(|Limits(l)| std::ptr::read(l));
+            if limits.srq_limit != 0 {
+                MODIFY_SRQ.int(&[real(srq), word(&raw mut limits), word(queue::SRQ_LIMIT)]);
+            }
         }
     }
     Ok(())
@@ -170,7 +196,13 @@ unsafe fn make_pair(qp: *mut ibv_qp) -> Result<(), String> {
         };
         let what = format!("queue pair {:#x}", q.qp_num);
         own.own.asynchronous.forget();
-        let at = made(CREATE_QP.object(&[real(q.pd), word(&raw mut attr)]), &what)?;
+        let at = if q.qp_type == ibv_qp_type::IBV_QPT_XRC_RECV {
+            let xrcd = std::ptr::with_exposed_provenance_mut(own.own.xrcd);
+            domain::make_target(q.context, xrcd, word(qp))
+        } else {
+            CREATE_QP.object(&[real(q.pd), word(&raw mut attr)])
+        };
+        let at = made(at, &what)?;
         own.renew(at);
         let number = (*std::ptr::with_exposed_provenance::<ibv_qp>(at)).qp_num;
         log::number(real_context(q.context), number, own.own.place);
@@ -188,7 +220,7 @@ unsafe fn make_pair(qp: *mut ibv_qp) -> Result<(), String> {
 /// Brings a queue pair into a state, with what it was told last.
 unsafe fn tell(qp: *mut ibv_qp, told: &Told, state: ibv_qp_state::Type, which: u32) -> Result<(), String> {
     let mut attr = told.copy().attr;
-    attr.qp_state = state;
+    (attr.qp_state, attr.rnr_retry) = (state, patience::FOR_EVER);
     // SAFETY: a queue pair of ours.
     let e = MODIFY_QP.int(&[unsafe { real(qp) }, word(&raw mut attr), u64::from(which | mask::STATE)]);
     let e = if e == -1 { crate::below::errno() } else { e };
@@ -207,20 +239,29 @@ unsafe fn is_young(qp: *mut ibv_qp) -> bool {
 }
 
 /// In error: a request has failed, or the application has wanted it so.
-unsafe fn is_done(qp: *mut ibv_qp) -> bool {
+unsafe fn has_failed(qp: *mut ibv_qp) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
         let broken = log::queue(Qp::of(qp).own.place).is_some_and(|l| l.broken.load(Relaxed));
-        // Datagrams that fail leave the rest alone, in SQE.
-        (*qp).state == ibv_qp_state::IBV_QPS_ERR || broken && (*qp).qp_type != ibv_qp_type::IBV_QPT_UD
+        // Of unreliable ones a send that fails leaves the rest alone (SQE, in which nobody can put them).
+        let reliable = !matches!((*qp).qp_type, ibv_qp_type::IBV_QPT_UD | ibv_qp_type::IBV_QPT_UC);
+        (*qp).state == ibv_qp_state::IBV_QPS_ERR || broken && reliable
     }
 }
+
+/// It is, or its connection is over.
+unsafe fn is_done(qp: *mut ibv_qp) -> bool {
+    // SAFETY: the caller's promise.
+    unsafe { has_failed(qp) || crate::cm::event::is_over(qp) }
+}
+
+/// Queue pairs of a port: in which start each was made, its number then and now.
+type Numbers = BTreeMap<(usize, usize), Vec<(u32, u32, u32)>>;
 
 unsafe fn announce(out: &mut Out) -> Result<(), String> {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut numbers: BTreeMap<(usize, u8), Vec<(u32, u32)>> = BTreeMap::new();
-        let mut all: BTreeMap<Vec<u8>, BTreeSet<u32>> = BTreeMap::new();
+        let mut numbers = Numbers::new();
         // Those that are connected are known to their other ends; others may want to know them all the same, if they are few.
         let few = each::<ibv_qp>(Kind::Qp).count() <= 4096;
         for qp in each::<ibv_qp>(Kind::Qp) {
@@ -228,92 +269,106 @@ unsafe fn announce(out: &mut Out) -> Result<(), String> {
             let names = &Context::of(Context::whole((*qp).context)).own;
             let number = (*std::ptr::with_exposed_provenance::<ibv_qp>(real(qp) as usize)).qp_num;
             own.own.told.with(|told| {
-                let was = names::port(qp, told);
-                // One that was never told its port may have been told to others all the same.
-                let of = names.ports.iter().zip(1u8..);
-                let of = of.filter(|(_, port)| told.attr.port_num == 0 || told.attr.port_num == *port);
-                for key in of.flat_map(|(port, _)| names::of_port(names::NUMBERS, port)) {
-                    all.entry(key).or_default().insert((*qp).qp_num);
-                }
                 if few || !is_connected(qp) {
-                    let at = ((*qp).context.expose_provenance(), told.attr.port_num.max(1));
-                    numbers.entry(at).or_default().push(((*qp).qp_num, number));
+                    for port in names::on(told, names.ports.len()) {
+                        let of = ((*(*qp).context).device.expose_provenance(), port);
+                        numbers.entry(of).or_default().push((own.own.start, (*qp).qp_num, number));
+                    }
                 }
-                let now = names.now.with(|now| {
-                    now.get(usize::from(told.attr.port_num).wrapping_sub(1)).cloned().unwrap_or_default()
+                names.now.with(|now| {
+                    for ((port, at), name) in names::own(qp, told) {
+                        let Some(now) = now.get(port) else { continue };
+                        let gid = at.and_then(|at| now.gids.get(names.ports[port].place(at, now)?));
+                        let gid = gid.copied().unwrap_or_default().raw;
+                        let place = [&number.to_le_bytes()[..], &now.lid.to_le_bytes(), &gid].concat();
+                        out.publish(&name, &place);
+                    }
                 });
-                let value =
-                    |gid: &[u8; 16]| [&number.to_le_bytes()[..], &now.lid.to_le_bytes(), gid].concat();
-                for (at, name) in names::own(qp, told) {
-                    let gid = at.and_then(|at| now.gids.get(was.place(at, &now)?));
-                    out.publish(&name, &value(&gid.copied().unwrap_or_default().raw));
-                }
                 if is_connected(qp) {
                     out.ask(&names::peer(told));
                 }
             });
         }
-        for mr in each::<ibv_mr>(Kind::Mr) {
-            let m = &Mr::of(mr).public;
-            for port in &Context::of(Context::whole(m.context)).own.ports {
-                for key in names::of_port(names::KEYS, port) {
-                    all.entry(key).or_default().extend([m.lkey, m.rkey]);
-                }
-            }
+        let (mut moved, mut opened) = (Vec::new(), false);
+        for device in device::all() {
+            opened |= present::both(device).0.is_some();
+            moves(device, &numbers, &mut moved);
         }
-        let mut moved = Vec::new();
-        for context in each::<ibv_context>(Kind::Context) {
-            let names = &Context::of(Context::whole(context)).own;
-            names.now.with(|now| {
-                for ((was, is), port) in names.ports.iter().zip(now).zip(1u8..) {
-                    let pair = |(at, gid): (usize, &Gid)| {
-                        let there = is.gids.get(was.place(at, is)?)?;
-                        gid.is_set().then_some((gid.raw, there.raw))
-                    };
-                    let gids = was.gids.iter().enumerate().filter_map(pair).collect();
-                    let numbers = numbers.remove(&(context.expose_provenance(), port)).unwrap_or_default();
-                    Moved { gids, lid: (was.lid, is.lid), numbers }.pack(&mut moved);
-                    for what in [names::NUMBERS, names::KEYS] {
-                        let both = names::of_port(what, was).into_iter().chain(names::of_port(what, is));
-                        both.collect::<BTreeSet<_>>().iter().for_each(|key| out.ask(key));
-                    }
-                }
-            });
+        if opened {
+            out.publish(names::ADDRESSES, &moved);
         }
-        for (key, value) in all {
-            out.publish(&key, &value.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>());
-        }
-        out.publish(names::ADDRESSES, &moved);
         out.ask(names::ADDRESSES);
     }
     Ok(())
 }
 
-/// Where all addresses are now, and which numbers are taken.
-fn learn(heard: &Heard) {
+/// Where the ports of a device are now, and their queue pairs.
+unsafe fn moves(device: *mut ibv_device, numbers: &Numbers, out: &mut Vec<u8>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (was, now) = present::both(device);
+        let other = Device::of(device).own.besides.with(|all| all.clone());
+        for (port, was) in was.iter().flatten().enumerate() {
+            let now = now.get(port).cloned().unwrap_or_default();
+            let pair = |(at, name): (Option<usize>, Address)| Some((name, was.stands_for(at, &now)?));
+            let all = numbers.get(&(device.expose_provenance(), port)).map_or(&[][..], Vec::as_slice);
+            let addresses: Vec<_> = was.addresses().filter_map(pair).collect();
+            let pairs = all.iter().map(|(_, was, now)| (*was, *now)).collect();
+            Moved { addresses, numbers: pairs, besides: false }.pack(out);
+            // It is not there any more: its names lead nowhere.
+            let lost = was.addresses().filter(|it| pair(*it).is_none()).map(|(_, name)| (name, name));
+            Moved { addresses: lost.collect(), numbers: Vec::new(), besides: true }.pack(out);
+            for start in other.iter().map(|b| b.start).collect::<BTreeSet<_>>() {
+                let names = other.iter().filter(|b| (b.start, b.port) == (start, port));
+                let addresses = names.filter_map(|b| pair((b.at, b.name))).collect();
+                let made = all.iter().filter(|(s, ..)| *s == start).map(|(_, was, now)| (*was, *now));
+                Moved { addresses, numbers: made.collect(), besides: true }.pack(out);
+            }
+        }
+    }
+}
+
+/// Where all addresses are now. False: no rank has opened a device.
+fn learn(heard: &Heard) -> bool {
     let of = |(rank, value): &(u32, Vec<u8>)| {
         let rank = *rank;
         Moved::all(value).into_iter().map(move |m| (rank, m))
     };
     let moved: Vec<(u32, Moved)> = heard.all(names::ADDRESSES).iter().flat_map(of).collect();
-    let numbers = |(_, v): (u32, &[u8])| -> Vec<u32> {
-        v.chunks_exact(4).map(|c| u32::from_le_bytes(c.try_into().unwrap_or_default())).collect()
-    };
-    address::renew(&moved, heard.beginning(names::NUMBERS).flat_map(numbers).collect());
-    keys::take(heard.beginning(names::KEYS).flat_map(numbers));
+    known::renew(&moved, stillpoint_sys::half().rank.load(Relaxed));
+    !heard.all(names::ADDRESSES).is_empty()
+}
+
+/// Has a queue pair led to where its other end is now: its rank, and what it has said in [`announce`].
+unsafe fn lead(qp: *mut ibv_qp, to: &mut ibv_qp_attr, other: Option<(u32, &[u8])>) -> Result<(), String> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lost = || format!("queue pair {:#x}: its other end is no queue pair of this job", (*qp).qp_num);
+        let (rank, value) = other.ok_or_else(lost)?;
+        let bytes = |at: usize, n: usize| value.get(at..at + n).ok_or_else(lost);
+        let (was, number) = (std::ptr::read(&raw const to.ah_attr), to.dest_qp_num);
+        to.dest_qp_num = u32::from_le_bytes(bytes(0, 4)?.try_into().unwrap_or_default());
+        to.ah_attr.dlid = u16::from_le_bytes(bytes(4, 2)?.try_into().unwrap_or_default());
+        if to.ah_attr.is_global != 0 {
+            let names = &Context::of(Context::whole((*qp).context)).own;
+            let grh = &mut to.ah_attr.grh;
+            grh.dgid.raw = bytes(6, 16)?.try_into().unwrap_or_default();
+            grh.sgid_index = names.index(was.port_num, grh.sgid_index);
+        }
+        address::meet((&was, number), (&to.ah_attr, to.dest_qp_num), rank);
+    }
+    Ok(())
 }
 
 unsafe fn connect(heard: &Heard, out: &mut Out) -> Result<(), String> {
-    learn(heard);
     // SAFETY: the caller's promise.
     unsafe {
+        present::claim(out);
         for ah in each::<ibv_ah>(Kind::Ah) {
-            let own = Ah::of(ah);
-            own.renew(made(memory::make_handle(own.public.pd, &own.own.attr), "an address handle")?);
+            made(usize::from(handle::again(ah)), "an address handle")?;
         }
         for qp in each::<ibv_qp>(Kind::Qp).filter(|qp| !is_young(*qp)) {
             let own = Qp::of(qp);
-            let number = (*qp).qp_num;
             own.own.told.with(|told| {
                 if is_done(qp) {
                     return Ok(());
@@ -321,22 +376,14 @@ unsafe fn connect(heard: &Heard, out: &mut Out) -> Result<(), String> {
                 if !is_connected(qp) {
                     return tell(qp, told, ibv_qp_state::IBV_QPS_RTR, 0);
                 }
-                let lost = || format!("queue pair {number:#x}: its other end is no queue pair of this job");
-                let (rank, value) = heard.one(&names::peer(told)).ok_or_else(lost)?;
-                let bytes = |at: usize, n: usize| value.get(at..at + n).ok_or_else(lost);
                 let mut now = told.copy();
-                now.attr.dest_qp_num = u32::from_le_bytes(bytes(0, 4)?.try_into().unwrap_or_default());
-                now.attr.ah_attr.dlid = u16::from_le_bytes(bytes(4, 2)?.try_into().unwrap_or_default());
-                if now.attr.ah_attr.is_global != 0 {
-                    let names = &Context::of(Context::whole((*qp).context)).own;
-                    let grh = &mut now.attr.ah_attr.grh;
-                    grh.dgid.raw = bytes(6, 16)?.try_into().unwrap_or_default();
-                    grh.sgid_index = names.index(told.attr.ah_attr.port_num, grh.sgid_index);
+                if lone::is(qp) {
+                    lone::lead(qp, &mut now.attr)?;
+                } else {
+                    lead(qp, &mut now.attr, heard.one(&names::peer(told)))?;
                 }
-                let was = (&told.attr.ah_attr, told.attr.dest_qp_num);
-                address::meet(was, (&now.attr.ah_attr, now.attr.dest_qp_num), rank);
                 let mut which = mask::AV | mask::MTU | mask::DEST | mask::RQ_PSN;
-                if (*qp).qp_type == ibv_qp_type::IBV_QPT_RC {
+                if matches!((*qp).qp_type, ibv_qp_type::IBV_QPT_RC | ibv_qp_type::IBV_QPT_XRC_RECV) {
                     which |= mask::MAX_DEST_READS | mask::RNR_TIMER;
                 }
                 tell(qp, &now, ibv_qp_state::IBV_QPS_RTR, which)
@@ -348,6 +395,11 @@ unsafe fn connect(heard: &Heard, out: &mut Out) -> Result<(), String> {
                     .map_err(|e| format!("queue pair {:#x}: a receive: {e}", (*qp).qp_num))?;
             }
         }
+        // Nobody sends yet, but binds are requests.
+        for (mw, qp) in rebind::all_bound()? {
+            Qp::of(qp).own.told.with(|told| may_send(qp, told))?;
+            rebind::again(mw, qp)?;
+        }
         let mut all = Vec::new();
         for mr in each::<ibv_mr>(Kind::Mr) {
             let there = &*std::ptr::with_exposed_provenance::<rdma_sys::ibv_mr>(real(mr) as usize);
@@ -356,19 +408,55 @@ unsafe fn connect(heard: &Heard, out: &mut Out) -> Result<(), String> {
         }
         let own = stillpoint_sys::half().rank.load(Relaxed);
         out.publish(&names::of_rank(own), &all);
-        heard.all(names::ADDRESSES).iter().for_each(|(rank, _)| out.ask(&names::of_rank(*rank)));
+        out.publish(&names::windows_of(own), &rebind::told());
+        out.publish(&names::queues_of(own), &domain::told());
+        for (rank, _) in heard.all(names::ADDRESSES) {
+            out.ask(&names::of_rank(*rank));
+            out.ask(&names::windows_of(*rank));
+            out.ask(&names::queues_of(*rank));
+        }
     }
     Ok(())
+}
+
+/// To RTS, if it is not there yet.
+unsafe fn may_send(qp: *mut ibv_qp, told: &Told) -> Result<(), String> {
+    // SAFETY: the caller's promise.
+    let (state, kind) =
+        unsafe { ((*std::ptr::with_exposed_provenance::<ibv_qp>(real(qp) as usize)).state, (*qp).qp_type) };
+    if state == ibv_qp_state::IBV_QPS_RTS {
+        return Ok(());
+    }
+    let mut which = mask::SQ_PSN;
+    match kind {
+        ibv_qp_type::IBV_QPT_RC | ibv_qp_type::IBV_QPT_XRC_SEND => {
+            which |= mask::TIMEOUT | mask::RETRY | mask::RNR_RETRY | mask::MAX_READS;
+        }
+        ibv_qp_type::IBV_QPT_XRC_RECV => which |= mask::TIMEOUT,
+        _ => {}
+    }
+    // SAFETY: as above.
+    unsafe { tell(qp, told, ibv_qp_state::IBV_QPS_RTS, which) }
 }
 
 unsafe fn go(heard: &Heard) -> Result<(), String> {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut ranks = BTreeMap::new();
+        present::learn(heard);
+        let mut ranks: BTreeMap<u32, keys::Remote> = BTreeMap::new();
+        let word = |at: &[u8]| u32::from_le_bytes(at.try_into().unwrap_or_default());
         for (rank, value) in heard.beginning(b"r") {
-            let word = |at: &[u8]| u32::from_le_bytes(at.try_into().unwrap_or_default());
             let pairs = value.chunks_exact(8).map(|pair| (word(&pair[..4]), word(&pair[4..])));
-            ranks.insert(rank, pairs.collect::<keys::Remote>());
+            ranks.entry(rank).or_default().keys = pairs.collect();
+        }
+        for (rank, value) in heard.beginning(b"q") {
+            let pairs = value.chunks_exact(8).map(|pair| (word(&pair[..4]), word(&pair[4..])));
+            ranks.entry(rank).or_default().queues = pairs.collect();
+        }
+        for (rank, value) in heard.beginning(b"w") {
+            let all = value.chunks_exact(12);
+            let all = all.map(|one| (word(&one[..4]), (word(&one[4..8]), word(&one[8..]) as u8)));
+            ranks.entry(rank).or_default().windows = all.collect();
         }
         keys::learn(ranks);
         for qp in each::<ibv_qp>(Kind::Qp) {
@@ -378,20 +466,25 @@ unsafe fn go(heard: &Heard) -> Result<(), String> {
                     return Ok(());
                 }
                 if is_done(qp) {
+                    // Of one whose connection is over nothing was said yet.
+                    if has_failed(qp) {
+                        own.own.unwanted.store(event::LAST_RECEIVE, Relaxed);
+                    }
                     return tell(qp, told, ibv_qp_state::IBV_QPS_ERR, 0);
                 }
                 if is_connected(qp) {
                     let owners = address::owners(&told.attr.ah_attr, told.attr.dest_qp_num);
                     own.own.remote.with(|r| *r = keys::of(&owners));
                 }
-                if (*qp).state == ibv_qp_state::IBV_QPS_RTR {
+                let receives_only = (*qp).state == ibv_qp_state::IBV_QPS_RTR;
+                let received = log::queue(own.own.place).is_some_and(|l| l.received.load(Relaxed) != 0);
+                if !receives_only || received {
+                    own.own.unwanted.store(event::ESTABLISHED, Relaxed);
+                }
+                if receives_only {
                     return Ok(());
                 }
-                let mut which = mask::SQ_PSN;
-                if (*qp).qp_type == ibv_qp_type::IBV_QPT_RC {
-                    which |= mask::TIMEOUT | mask::RETRY | mask::RNR_RETRY | mask::MAX_READS;
-                }
-                tell(qp, told, ibv_qp_state::IBV_QPS_RTS, which)
+                may_send(qp, told)
             })?;
             if is_young(qp) || is_done(qp) || (*qp).state == ibv_qp_state::IBV_QPS_RTR {
                 continue;
@@ -402,20 +495,7 @@ unsafe fn go(heard: &Heard) -> Result<(), String> {
             }
         }
         for cq in each::<ibv_cq>(Kind::Cq) {
-            let home = &Cq::of(cq).own;
-            let armed = home.armed.load(Relaxed);
-            if armed != 0 {
-                post::arm(cq, c_int::from(armed == 2));
-            }
-            if armed != 0 && home.len.load(Relaxed) != 0 && !(*cq).channel.is_null() {
-                home.due.store(1, Relaxed);
-            }
-        }
-        for channel in each::<ibv_comp_channel>(Kind::Channel) {
-            let mut all = each::<ibv_cq>(Kind::Cq).filter(|cq| (**cq).channel == channel);
-            if all.any(|cq| Cq::of(cq).own.due.load(Relaxed) == 1) {
-                event::wake(channel);
-            }
+            event::ask_again(cq);
         }
     }
     Ok(())

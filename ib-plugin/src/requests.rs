@@ -7,10 +7,12 @@
 //! What a reader would get wrong: data that is sent inline is the application's again as soon as it was posted, so it is copied as
 //! well; other data is the queue's until the completion.
 
-use rdma_sys::{ibv_qp_cap, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status, ibv_wr_opcode};
+use rdma_sys::{
+    ibv_qp_cap, ibv_qp_type, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status, ibv_wr_opcode,
+};
 
-use crate::keys;
 use crate::ring::{Kind, NUMBER_BITS, Ring, Token};
+use crate::{keys, window};
 
 /// IBV_SEND_SIGNALED, IBV_SEND_INLINE.
 const SIGNALED: u32 = 2;
@@ -40,14 +42,25 @@ pub(crate) struct Sends {
     queue: u32,
     all_signaled: bool,
     datagram: bool,
+    extended: bool,
+    /// As many as the device takes; the ring may have some more places.
+    most: usize,
     ring: Ring<Sent>,
     /// Those that have taken a receive of the other end.
     done: u64,
+    /// Any request has succeeded since the queue pair began.
+    begun: bool,
 }
 
 impl Sends {
     /// `first`: the number of the first request, which no other one of this place has had.
-    pub(crate) fn new(queue: u32, first: u64, cap: &ibv_qp_cap, all_signaled: bool, datagram: bool) -> Sends {
+    pub(crate) fn new(
+        queue: u32,
+        first: u64,
+        cap: &ibv_qp_cap,
+        all_signaled: bool,
+        of: ibv_qp_type::Type,
+    ) -> Sends {
         let (sges, inline) = (cap.max_send_sge, cap.max_inline_data);
         let slot = || Sent {
             id: 0,
@@ -63,21 +76,24 @@ impl Sends {
         Sends {
             queue,
             all_signaled,
-            datagram,
+            datagram: of == ibv_qp_type::IBV_QPT_UD,
+            extended: of == ibv_qp_type::IBV_QPT_XRC_SEND,
+            most: cap.max_send_wr as usize,
             ring: Ring::new(cap.max_send_wr as usize, first, slot),
             done: 0,
+            begun: false,
         }
     }
 
     /// Copies a list of requests, each behind the one before, and returns the first copy, with its number. `translate` puts real
-    /// things for the application's. `Err`: how many there was room for, and why not for more; those are in the list.
+    /// things for the application's: 0, or why there are none. `Err`: why there is no copy of all; those before are in the list.
     ///
     /// # Safety
     /// The application's list, as for ibv_post_send(3).
     pub(crate) unsafe fn copy(
         &mut self,
         mut wr: *mut ibv_send_wr,
-        mut translate: impl FnMut(&mut ibv_send_wr),
+        mut translate: impl FnMut(&mut ibv_send_wr) -> i32,
     ) -> (*mut ibv_send_wr, u64, Result<(), i32>) {
         let first = self.ring.next();
         let (mut head, mut last): (*mut ibv_send_wr, *mut ibv_send_wr) = Default::default();
@@ -101,8 +117,14 @@ impl Sends {
             slot.wants = all || from.send_flags & SIGNALED != 0;
             slot.own.wr_id = Token { kind: Kind::Send, queue, number }.pack();
             slot.own.send_flags |= SIGNALED;
-            slot.own.next = std::ptr::null_mut();
-            let this = slot.for_device(datagram, &mut translate);
+            let this = match slot.for_device(datagram, &mut translate) {
+                Ok(this) => this,
+                Err(why) => {
+                    self.ring.take_back(number);
+                    result = Err(why);
+                    break;
+                }
+            };
             if last.is_null() {
                 head = this;
             } else {
@@ -115,15 +137,23 @@ impl Sends {
         (head, first, result)
     }
 
-    /// Logs what is posted otherwise, and makes it signaled and ours.
-    pub(crate) fn note(&mut self, id: &mut u64, flags: &mut u32) -> Option<u64> {
+    /// Logs a request without elements that is posted otherwise, and makes it signaled and ours. `Err`: the number of an error.
+    pub(crate) fn note(&mut self, wr: &mut ibv_send_wr) -> Result<u64, i32> {
         let (queue, all) = (self.queue, self.all_signaled);
-        let (number, slot) = self.ring.push()?;
-        (slot.id, slot.wants) = (*id, all || *flags & SIGNALED != 0);
-        slot.own.opcode = ibv_wr_opcode::IBV_WR_BIND_MW;
-        *id = Token { kind: Kind::Send, queue, number }.pack();
-        *flags |= SIGNALED;
-        Some(number)
+        let (number, slot) = self.ring.push().ok_or(libc::ENOMEM)?;
+        (slot.id, slot.wants) = (wr.wr_id, all || wr.send_flags & SIGNALED != 0);
+        wr.wr_id = Token { kind: Kind::Send, queue, number }.pack();
+        wr.send_flags |= SIGNALED;
+        // SAFETY: plain numbers and pointers.
+        slot.own = unsafe { std::ptr::read(wr) };
+        Ok(number)
+    }
+
+    /// A bind has this key, as it turns out.
+    pub(crate) fn bound_as(&mut self, number: u64, key: u32) {
+        if let Some(slot) = self.ring.at(number) {
+            slot.own.bind_mw_tso_union.bind_mw.rkey = key;
+        }
     }
 
     /// The number of the request whose copy this is.
@@ -142,9 +172,9 @@ impl Sends {
         self.ring.take_back(number);
     }
 
-    /// For how many more there is room.
+    /// For how many more the device has room.
     pub(crate) fn room(&self) -> usize {
-        self.ring.room()
+        self.most.saturating_sub(self.ring.open())
     }
 
     /// Requests that have no completion yet.
@@ -157,6 +187,29 @@ impl Sends {
         (self.done, self.ring.each().next().is_some_and(|(_, s)| takes_receive(s.own.opcode)))
     }
 
+    /// Whether any has succeeded since the queue pair began.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// How long the oldest that has no completion is: bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.ring.each().next().map_or(0, |(_, s)| s.length())
+    }
+
+    /// The shared queue that the oldest names which has no completion; 0: there is none, or it is not of an extended connection.
+    pub(crate) fn names(&self) -> u32 {
+        let oldest = self.ring.each().next().filter(|(_, s)| self.extended && takes_receive(s.own.opcode));
+        // SAFETY: a request of such a connection.
+        oldest.map_or(0, |(_, s)| unsafe { s.own.qp_type.xrc.remote_srqn })
+    }
+
+    /// The number of the oldest that has no completion, if it is to take a receive, and its length.
+    pub(crate) fn wants_receive(&self) -> Option<(u64, u64)> {
+        let oldest = self.ring.each().next().filter(|(_, s)| takes_receive(s.own.opcode));
+        oldest.map(|(n, s)| (n, s.length()))
+    }
+
     /// A name of the oldest that has no completion.
     pub(crate) fn oldest(&self) -> &'static str {
         use ibv_wr_opcode as op;
@@ -165,6 +218,8 @@ impl Sends {
             Some(op::IBV_WR_RDMA_WRITE | op::IBV_WR_RDMA_WRITE_WITH_IMM) => "a write",
             Some(op::IBV_WR_RDMA_READ) => "a read",
             Some(op::IBV_WR_ATOMIC_CMP_AND_SWP | op::IBV_WR_ATOMIC_FETCH_AND_ADD) => "an atomic",
+            Some(op::IBV_WR_BIND_MW) => "a bind of a memory window",
+            Some(op::IBV_WR_LOCAL_INV) => "an invalidation",
             _ => "a request",
         }
     }
@@ -172,12 +227,12 @@ impl Sends {
     /// Posts those that are open again, each by `post`.
     pub(crate) fn again(
         &mut self,
-        mut translate: impl FnMut(&mut ibv_send_wr),
+        mut translate: impl FnMut(&mut ibv_send_wr) -> i32,
         mut post: impl FnMut(*mut ibv_send_wr) -> i32,
     ) -> i32 {
         let datagram = self.datagram;
         for (_, slot) in self.ring.each_mut() {
-            let r = post(slot.for_device(datagram, &mut translate));
+            let r = slot.for_device(datagram, &mut translate).map_or_else(|why| why, &mut post);
             if r != 0 {
                 return r;
             }
@@ -188,7 +243,7 @@ impl Sends {
     /// The queue is empty and begins anew.
     pub(crate) fn reset(&mut self) {
         self.ring.clear();
-        self.done = 0;
+        (self.done, self.begun) = (0, false);
     }
 
     /// Whether the application is to see this completion, which has its number now. `None`: it is of no request that is open.
@@ -197,8 +252,11 @@ impl Sends {
         let slot = self.ring.complete(number)?;
         wc.wr_id = slot.id;
         let well = wc.status == ibv_wc_status::IBV_WC_SUCCESS;
+        self.begun |= well;
         if well && takes_receive(slot.own.opcode) {
             self.done += 1;
+        } else if well {
+            window::done(&slot.own, self.queue);
         }
         Some(slot.wants || !well)
     }
@@ -217,6 +275,12 @@ fn takes_receive(opcode: ibv_wr_opcode::Type) -> bool {
 }
 
 impl Sent {
+    /// Bytes.
+    fn length(&self) -> u64 {
+        let n = usize::try_from(self.own.num_sge).unwrap_or(0);
+        self.sges.iter().take(n).map(|s| u64::from(s.length)).sum()
+    }
+
     /// False: more inline than the queue takes.
     ///
     /// # Safety
@@ -226,6 +290,9 @@ impl Sent {
         unsafe {
             self.own = std::ptr::read(wr);
             self.id = self.own.wr_id;
+            if self.own.opcode == ibv_wr_opcode::IBV_WR_BIND_MW {
+                window::thinks(&mut self.own);
+            }
             let list = self.own.sg_list;
             self.own.sg_list = self.sges.as_mut_ptr();
             if self.own.send_flags & INLINE == 0 {
@@ -248,16 +315,16 @@ impl Sent {
         true
     }
 
-    /// With the device's keys, and its handles of addresses, if they are others.
+    /// With the device's keys, and its handles of addresses, if they are others. `Err`: why there are none.
     fn for_device(
         &mut self,
         datagram: bool,
-        translate: &mut impl FnMut(&mut ibv_send_wr),
-    ) -> *mut ibv_send_wr {
-        // Of a list of the application's, which was of that call only.
+        translate: &mut impl FnMut(&mut ibv_send_wr) -> i32,
+    ) -> Result<*mut ibv_send_wr, i32> {
+        // The link of a list was of that call only: of the application's, and of ours when it was posted before a restart.
         self.own.next = std::ptr::null_mut();
         if !keys::changed() && !datagram && self.own.opcode != ibv_wr_opcode::IBV_WR_BIND_MW {
-            return &raw mut self.own;
+            return Ok(&raw mut self.own);
         }
         // SAFETY: plain numbers and pointers.
         self.wr = unsafe { std::ptr::read(&raw const self.own) };
@@ -266,8 +333,10 @@ impl Sent {
             keys::translate(&mut self.there);
             self.wr.sg_list = self.there.as_mut_ptr();
         }
-        translate(&mut self.wr);
-        &raw mut self.wr
+        match translate(&mut self.wr) {
+            0 => Ok(&raw mut self.wr),
+            why => Err(why),
+        }
     }
 }
 
@@ -333,7 +402,9 @@ pub(crate) enum Receives {
 }
 
 /// Bits of a token's number that say which slot of a shared queue; the others are of its turn.
-const SLOT_BITS: u32 = 16;
+const SLOT_BITS: u32 = 24;
+/// Receives that a shared queue may have open: more than devices have. One for more is refused when it is made.
+pub(crate) const MOST_SHARED: u32 = 1 << SLOT_BITS;
 
 fn shared(queue: u32, at: u32, turn: u64) -> Token {
     Token { kind: Kind::Shared, queue, number: turn << SLOT_BITS & ((1 << NUMBER_BITS) - 1) | u64::from(at) }
@@ -344,7 +415,7 @@ impl Receives {
         Receives::Own { queue, ring: Ring::new(room as usize, first, || Posted::new(sges)) }
     }
 
-    /// With room for 65536 at most.
+    /// With room for so many, [`MOST_SHARED`] at most.
     pub(crate) fn shared(queue: u32, turn: u64, room: u32, sges: u32) -> Receives {
         let mut all = Receives::Shared { queue, slots: Vec::new(), free: Vec::new(), turn, sges };
         all.grow(room);
@@ -355,7 +426,7 @@ impl Receives {
     pub(crate) fn grow(&mut self, room: u32) {
         if let Receives::Shared { slots, free, sges, .. } = self {
             let old = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-            let room = room.min(1 << SLOT_BITS);
+            let room = room.min(MOST_SHARED);
             slots.extend((old..room).map(|_| Posted::new(*sges)));
             free.extend((old..room).rev());
         }
@@ -476,5 +547,71 @@ impl Receives {
         let slot = slot?;
         wc.wr_id = slot.id;
         Some(slot.sges.first().copied().unwrap_or(NO_SGE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_queue_may_be_long() {
+        const MANY: u32 = 100_000;
+        let mut log = Receives::shared(5, 0, MANY, 1);
+        let mut tokens = Vec::new();
+        for k in 0..MANY {
+            let wr = ibv_recv_wr {
+                wr_id: k.into(),
+                next: std::ptr::null_mut(),
+                sg_list: std::ptr::null_mut(),
+                num_sge: 0,
+            };
+            let post = |wr: &mut ibv_recv_wr| {
+                tokens.push(Token::of(wr.wr_id));
+                0
+            };
+            // SAFETY: a request without elements.
+            assert_eq!(unsafe { log.post(&raw const wr, post) }, 0);
+        }
+        assert_eq!(log.open(), MANY as usize);
+        for (token, k) in tokens.iter().rev().zip((0..u64::from(MANY)).rev()) {
+            // SAFETY: numbers.
+            let mut wc: ibv_wc = unsafe { std::mem::zeroed() };
+            assert!(log.complete(&mut wc, token.number).is_some() && wc.wr_id == k);
+            assert!(log.complete(&mut wc, token.number).is_none(), "not twice");
+        }
+        assert_eq!(log.open(), 0);
+    }
+
+    #[test]
+    fn a_list_is_posted_again_one_by_one() {
+        let cap = ibv_qp_cap {
+            max_send_wr: 4,
+            max_recv_wr: 0,
+            max_send_sge: 1,
+            max_recv_sge: 0,
+            max_inline_data: 0,
+        };
+        let mut log = Sends::new(0, 0, &cap, true, ibv_qp_type::IBV_QPT_RC);
+        // SAFETY: numbers and null pointers.
+        let mut list: [ibv_send_wr; 3] = unsafe { std::mem::zeroed() };
+        for k in 0..2 {
+            list[k].next = &raw mut list[k + 1];
+        }
+        // SAFETY: a list of three without elements.
+        let (first, _, result) = unsafe { log.copy(list.as_mut_ptr(), |_| 0) };
+        // SAFETY: copies in the log.
+        let links = std::iter::successors(Some(first), |wr| (!wr.is_null()).then(|| unsafe { (**wr).next }));
+        assert_eq!((links.take_while(|wr| !wr.is_null()).count(), result), (3, Ok(())), "in one call");
+        let mut posted = 0;
+        let r = log.again(
+            |_| 0,
+            |wr| {
+                posted += 1;
+                // SAFETY: as above.
+                i32::from(unsafe { !(*wr).next.is_null() })
+            },
+        );
+        assert_eq!((r, posted), (0, 3), "each alone");
     }
 }

@@ -39,6 +39,12 @@ impl<T> Ring<T> {
         Some((number, self.slots.get_mut(place)?))
     }
 
+    /// The slot of this number, if it is open.
+    pub(crate) fn at(&mut self, number: u64) -> Option<&mut T> {
+        let place = self.place(number);
+        if (self.head..self.tail).contains(&number) { self.slots.get_mut(place) } else { None }
+    }
+
     /// The number that the next one will have.
     pub(crate) fn next(&self) -> u64 {
         self.tail
@@ -67,11 +73,6 @@ impl<T> Ring<T> {
     /// How many are open.
     pub(crate) fn open(&self) -> usize {
         (self.tail - self.head) as usize
-    }
-
-    /// For how many more there is room.
-    pub(crate) fn room(&self) -> usize {
-        self.slots.len() - self.open()
     }
 
     /// Those that are open, the oldest first.

@@ -7,19 +7,21 @@ use std::sync::OnceLock;
 
 use stillpoint::plugin::{Plugin, register};
 
-use crate::log::Lock;
+use crate::lock::Lock;
 
 /// A kind of object, in the order in which they are made again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Context,
     Pd,
+    Xrcd,
     Mr,
     Channel,
     Cq,
     Srq,
     Qp,
     Ah,
+    Mw,
 }
 
 /// Kind and address.
@@ -27,15 +29,10 @@ static ALL: Lock<BTreeSet<(Kind, usize)>> = Lock::new(BTreeSet::new());
 static ENTRY: OnceLock<Option<Plugin>> = OnceLock::new();
 
 /// What cannot be saved yet.
-const TEXTS: [&std::ffi::CStr; 3] = [
-    c"memory windows; they can be saved once ibv_dealloc_mw has been called",
-    c"queue pairs that are neither RC, UC nor UD; they can be saved once they have been destroyed",
-    c"multicast groups that queue pairs are attached to; they can be saved once ibv_detach_mcast has been called",
-];
+const TEXTS: [&std::ffi::CStr; 1] =
+    [c"queue pairs that are neither RC, UC, UD nor XRC; they can be saved once they have been destroyed"];
 /// Indexes of these.
-pub(crate) const WINDOWS: usize = 0;
-pub(crate) const OTHERS: usize = 1;
-pub(crate) const GROUPS: usize = 2;
+pub(crate) const OTHERS: usize = 0;
 
 fn entry() -> Option<Plugin> {
     *ENTRY.get_or_init(|| register("verbs", crate::front::still, &TEXTS).ok())
@@ -48,12 +45,18 @@ pub(crate) fn refuse(what: usize, by: i32) {
     }
 }
 
-/// The application has looked at devices: from now on there is something to be made again after a restart.
-pub(crate) fn begin() {
+/// From the start on: also a rank that has not looked at devices yet has a word in what those are called after a restart.
+#[cfg(not(test))]
+extern "C" fn begin() {
     if let Some(plugin) = entry() {
         plugin.live(true);
     }
 }
+
+#[cfg(not(test))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEGIN: extern "C" fn() = begin;
 
 /// An object is there.
 pub(crate) fn enter(kind: Kind, at: usize) {
@@ -84,13 +87,25 @@ pub(crate) unsafe fn context(kind: Kind, at: usize) -> usize {
     match kind {
         Kind::Context => at,
         Kind::Pd => of!(rdma_sys::ibv_pd),
+        Kind::Xrcd => of!(rdma_sys::ibv_xrcd),
         Kind::Mr => of!(rdma_sys::ibv_mr),
         Kind::Channel => of!(rdma_sys::ibv_comp_channel),
         Kind::Cq => of!(rdma_sys::ibv_cq),
         Kind::Srq => of!(rdma_sys::ibv_srq),
         Kind::Qp => of!(rdma_sys::ibv_qp),
         Kind::Ah => of!(rdma_sys::ibv_ah),
+        Kind::Mw => of!(rdma_sys::ibv_mw),
     }
+}
+
+/// Whether there is such an object at this address.
+pub(crate) fn is(kind: Kind, at: usize) -> bool {
+    ALL.with(|all| all.contains(&(kind, at)))
+}
+
+/// All of a kind, none of which goes meanwhile: addresses.
+pub(crate) fn each(kind: Kind, mut f: impl FnMut(usize)) {
+    ALL.with(|all| all.iter().filter(|(k, _)| *k == kind).for_each(|(_, at)| f(*at)));
 }
 
 /// All of a kind: addresses.
