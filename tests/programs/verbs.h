@@ -1,6 +1,7 @@
 /* What the verbs programs share: two processes, `PROGRAM ROUNDS SEED listen|connect FILE`, on one machine or two, each with a queue
  * pair that is connected with the other's; and a TCP connection, by which they have found each other. The one that listens writes its
- * address (ADDRESS, or 127.0.0.1) and port into FILE. DEVICE (rxe0) and GID (1) name the port. */
+ * address (ADDRESS, or 127.0.0.1) and port into FILE. DEVICE (rxe0) and GID (1) name the port; GLOBAL: by that also where there are LIDs.
+ * Or more than two, `PROGRAM ROUNDS SEED RANK FILE`, each with a TCP connection to each other. */
 #ifndef VERBS_H
 #define VERBS_H
 #include <arpa/inet.h>
@@ -10,7 +11,7 @@
 
 struct side { union ibv_gid gid; uint64_t address; uint32_t qpn, psn, rkey, lid; };
 struct verbs {
-    int listens, tcp;
+    int listens, tcp, global;
     long rounds;
     uint64_t seed;
     struct ibv_context *context;
@@ -20,6 +21,8 @@ struct verbs {
     struct ibv_cq *cq;
     struct ibv_port_attr port;
     int gid_index;
+    /* 0: tries for ever; and 0.01 ms. */
+    uint8_t rnr_finite, rnr_timer, retries;
     char *memory;
     size_t size;
 };
@@ -66,14 +69,19 @@ static inline int meet(int listens, const char *name) {
     return s;
 }
 
-/* Memory of so many bytes, a queue of so many completions, with a channel if events are wanted. */
-static inline void start(struct verbs *v, int argc, char **argv, size_t size, int completions, int events) {
-    CHECK(argc > 4);
-    v->rounds = argument(argc, argv, 1, 100);
-    v->seed = (uint64_t)argument(argc, argv, 2, 1);
-    v->listens = strcmp(argv[3], "listen") == 0;
-    v->tcp = meet(v->listens, argv[4]);
+/* A connection of one of n with each of the others, of which the lower one listens. */
+static inline void mesh(int own, int n, const char *name, int *tcp) {
+    char file[4096];
+    for (int k = 0; k < n; k++) {
+        CHECK(snprintf(file, sizeof file, "%s.%d.%d", name, k < own ? k : own, k < own ? own : k) < (int)sizeof file);
+        if (k != own) tcp[k] = meet(own < k, file);
+    }
+}
+
+/* The device and its port; memory of so many bytes, a queue of so many completions, with a channel if events are wanted. */
+static inline void prepare(struct verbs *v, size_t size, int completions, int events) {
     const char *name = getenv("DEVICE"), *gid = getenv("GID");
+    v->context = NULL;
     v->gid_index = gid ? atoi(gid) : 1;
     int n;
     struct ibv_device **list = ibv_get_device_list(&n);
@@ -83,6 +91,7 @@ static inline void start(struct verbs *v, int argc, char **argv, size_t size, in
     CHECK(v->context);
     ibv_free_device_list(list);
     CHECK(ibv_query_port(v->context, 1, &v->port) == 0);
+    v->global = v->port.lid == 0 || getenv("GLOBAL");
     v->size = size;
     CHECK((v->pd = ibv_alloc_pd(v->context)) && (v->memory = aligned_alloc(4096, (size + 4095) / 4096 * 4096)));
     memset(v->memory, 0, size);
@@ -90,6 +99,16 @@ static inline void start(struct verbs *v, int argc, char **argv, size_t size, in
     CHECK((v->mr = ibv_reg_mr(v->pd, v->memory, size, access)));
     if (events) CHECK((v->channel = ibv_create_comp_channel(v->context)));
     CHECK((v->cq = ibv_create_cq(v->context, completions, v, v->channel, 0)));
+}
+
+/* The same, with the arguments read, and the other end found. */
+static inline void start(struct verbs *v, int argc, char **argv, size_t size, int completions, int events) {
+    CHECK(argc > 4);
+    v->rounds = argument(argc, argv, 1, 100);
+    v->seed = (uint64_t)argument(argc, argv, 2, 1);
+    v->listens = strcmp(argv[3], "listen") == 0;
+    v->tcp = meet(v->listens, argv[4]);
+    prepare(v, size, completions, events);
 }
 
 /* To INIT. */
@@ -116,12 +135,13 @@ static inline struct side own(struct verbs *v, struct ibv_qp *qp) {
 
 static inline void join(struct verbs *v, struct ibv_qp *qp, uint32_t psn, const struct side *to) {
     struct ibv_qp_attr a = {.qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_1024, .dest_qp_num = to->qpn, .rq_psn = to->psn,
-        .max_dest_rd_atomic = 4, .min_rnr_timer = 1,
-        .ah_attr = {.is_global = v->port.lid == 0, .dlid = (uint16_t)to->lid, .port_num = 1,
+        .max_dest_rd_atomic = 4, .min_rnr_timer = v->rnr_timer ? v->rnr_timer : 1,
+        .ah_attr = {.is_global = (uint8_t)v->global, .dlid = (uint16_t)to->lid, .port_num = 1,
             .grh = {.dgid = to->gid, .sgid_index = (uint8_t)v->gid_index, .hop_limit = 1}}};
     CHECK(ibv_modify_qp(qp, &a, IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
         IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER) == 0);
-    struct ibv_qp_attr b = {.qp_state = IBV_QPS_RTS, .timeout = 17, .retry_cnt = 7, .rnr_retry = 7, .sq_psn = psn, .max_rd_atomic = 4};
+    struct ibv_qp_attr b = {.qp_state = IBV_QPS_RTS, .timeout = 17, .retry_cnt = v->retries ? v->retries : 7,
+        .rnr_retry = v->rnr_finite ? v->rnr_finite : 7, .sq_psn = psn, .max_rd_atomic = 4};
     CHECK(ibv_modify_qp(qp, &b, IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN |
         IBV_QP_MAX_QP_RD_ATOMIC) == 0);
 }

@@ -1,6 +1,6 @@
 /* Queue pairs and regions come and go: a queue pair is made anew, with completions of the former one that nobody has asked for; or it
- * begins anew and is connected with the same other end, by the numbers that were told long ago; a region is another one, and its key is
- * told to the other end. Then each writes into the other's region and sends a message after that. See verbs.h. */
+ * begins anew and is connected with the same other end, by the numbers that were told long ago; a region is another one, or registered
+ * again elsewhere, and its key is told to the other end. Then each writes into the other's region and sends a message after that. See verbs.h. */
 #include "verbs.h"
 enum { WORDS = 32 };
 struct told { uint64_t address; uint32_t rkey; };
@@ -10,7 +10,7 @@ int main(int argc, char **argv) {
     struct ibv_qp *qp = pair(&v, NULL, 16, 4, 0);
     struct side mine = own(&v, qp), theirs = connected(&v, qp);
     uint64_t *in = NULL, *out = (uint64_t *)v.memory, common = v.seed, sum = 0;
-    struct ibv_mr *region = NULL;
+    struct ibv_mr *region = NULL, *local = NULL;
     struct told there = {0};
     for (long round = 0; round < v.rounds; round++) {
         unsigned action = round ? mix(&common) % 4 : 2;
@@ -28,9 +28,18 @@ int main(int argc, char **argv) {
             join(&v, qp, mine.psn, &theirs);
             swap(&v, &both, &both, 1);
         } else if (action == 2) {
-            if (region) CHECK(ibv_dereg_mr(region) == 0);
+            uint64_t *new = calloc(WORDS, 8);
+            CHECK(new);
+            /* One that others have no access to: its remote key may be 0, as that of others of the kind. */
+            if (local) CHECK(ibv_dereg_mr(local) == 0);
+            CHECK((local = ibv_reg_mr(v.pd, out, WORDS * 8, IBV_ACCESS_LOCAL_WRITE)));
+            /* The same region elsewhere, if the device can do that. */
+            if (!region || mix(&common) % 2 || ibv_rereg_mr(region, IBV_REREG_MR_CHANGE_TRANSLATION, NULL, new, WORDS * 8, 0)) {
+                if (region) CHECK(ibv_dereg_mr(region) == 0);
+                CHECK((region = ibv_reg_mr(v.pd, new, WORDS * 8, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE)));
+            }
             free(in);
-            CHECK((in = calloc(WORDS, 8)) && (region = ibv_reg_mr(v.pd, in, WORDS * 8, IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE)));
+            in = new;
             struct told own = {.address = (uintptr_t)in, .rkey = region->rkey};
             swap(&v, &own, &there, sizeof own);
         }

@@ -1,8 +1,8 @@
-/* Many queue pairs, 200 of QPS, of which all receives are from one shared queue: which one a message has come by stands in its completion.
+/* Many queue pairs, 200 or QPS, of which all receives are from one shared queue: which one a message has come by stands in its completion.
  * Now and then the queue is empty, and they wait (RNR). Requests are built piece by piece, completions looked at one by one (the extended
  * interfaces). See verbs.h. */
 #include "verbs.h"
-enum { MANY = 200, DEPTH = 64, MOST = 256 };
+enum { USUAL = 200, MANY = 2048, DEPTH = 64, MOST = 256 };
 struct area { char in[DEPTH][MOST], out[MANY][MOST]; };
 static uint32_t numbers[MANY];
 int main(int argc, char **argv) {
@@ -10,9 +10,9 @@ int main(int argc, char **argv) {
     start(&v, argc, argv, sizeof(struct area), 1, 0);
     struct area *a = (struct area *)v.memory;
     const char *wanted = getenv("QPS");
-    int many = wanted ? atoi(wanted) : MANY;
+    int many = wanted ? atoi(wanted) : USUAL;
     CHECK(many > 0 && many <= MANY);
-    struct ibv_cq_init_attr_ex cattr = {.cqe = 2 * DEPTH + MANY, .wc_flags = IBV_WC_EX_WITH_QP_NUM | IBV_WC_EX_WITH_IMM | IBV_WC_EX_WITH_BYTE_LEN};
+    struct ibv_cq_init_attr_ex cattr = {.cqe = 2 * DEPTH + (uint32_t)many, .wc_flags = IBV_WC_EX_WITH_QP_NUM | IBV_WC_EX_WITH_IMM | IBV_WC_EX_WITH_BYTE_LEN};
     struct ibv_cq_ex *cq = ibv_create_cq_ex(v.context, &cattr);
     struct ibv_srq_init_attr sattr = {.attr = {.max_wr = DEPTH, .max_sge = 1}};
     struct ibv_srq *srq = ibv_create_srq(v.pd, &sattr);
@@ -30,7 +30,7 @@ int main(int argc, char **argv) {
     }
     for (int k = 0; k < DEPTH; k++) {
         struct ibv_sge sge = {.addr = (uintptr_t)a->in[k], .length = MOST, .lkey = v.mr->lkey};
-        struct ibv_recv_wr wr = {.wr_id = 1000 + (uint64_t)k, .sg_list = &sge, .num_sge = 1}, *bad;
+        struct ibv_recv_wr wr = {.wr_id = MANY + (uint64_t)k, .sg_list = &sge, .num_sge = 1}, *bad;
         CHECK(ibv_post_srq_recv(srq, &wr, &bad) == 0);
     }
     for (int k = 0; k < many; k++) { connected(&v, qps[k]); numbers[k] = qps[k]->qp_num; }
@@ -67,10 +67,10 @@ int main(int argc, char **argv) {
         do {
             if (cq->status != IBV_WC_SUCCESS) fprintf(stderr, "%s\n", ibv_wc_status_str(cq->status));
             CHECK(cq->status == IBV_WC_SUCCESS);
-            if (cq->wr_id < 1000) { at[cq->wr_id] = 0; done++; continue; }
+            if (cq->wr_id < MANY) { at[cq->wr_id] = 0; done++; continue; }
             uint32_t by = ntohl(ibv_wc_read_imm_data(cq));
             CHECK(by < (uint32_t)many && ibv_wc_read_qp_num(cq) == numbers[by] && numbers[by] == qps[by]->qp_num);
-            int slot = (int)(cq->wr_id - 1000);
+            int slot = (int)(cq->wr_id - MANY);
             uint32_t n = (uint32_t)(16 + mix(&theirs[by]) % (MOST - 16));
             CHECK(ibv_wc_read_byte_len(cq) == n);
             for (uint32_t b = 0; b < n; b++) CHECK(a->in[slot][b] == (char)(mix(&theirs[by]) >> 9));

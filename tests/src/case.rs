@@ -71,6 +71,9 @@ impl Case {
         if self.mode == "chained" {
             command.args(["sh", "-c", "exec env CHAINED=1 numactl --localalloc \"$@\"", "sh"]);
         }
+        if self.mode == "early" {
+            command.args(["sh", "-c", "while [ ! -e go ]; do :; done; exec \"$@\"", "sh"]);
+        }
         command.args(&self.words).envs(settings.iter().copied()).current_dir(&scratch.0);
         let mut job = Running::start(machine(&mut command));
         disturb(&mut job, &store);

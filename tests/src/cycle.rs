@@ -42,6 +42,35 @@ pub fn chained(name: &str) {
     compare(name, "chained", 0, None, &mut |_, _| {});
 }
 
+/// Killed while a script still stands before the program, and started again: what comes in by execve then is a rank of the new
+/// start, though the environment of the script is that of the first.
+pub fn early(name: &str) {
+    let mut random = Random::seeded();
+    let Some(case) = Case::new(name, "early", 2) else { return };
+    let ended = case.run(Some("200ms"), &[], &mut |job, store| {
+        assert!(until(LIMIT, || newest(store) > 0), "{name}: no checkpoint: {}", log(store));
+        let ranks = descendants(job.id(), RANK);
+        kill_one(job.id(), &mut random);
+        let again = || {
+            let now = descendants(job.id(), RANK);
+            now.len() == ranks.len() && now.iter().all(|pid| !ranks.contains(pid))
+        };
+        assert!(until(LIMIT, again), "{name}: not started again: {}", log(store));
+        fs::write(store.with_file_name("go"), "").expect("cannot write");
+        // And the rank of the new start is saved as any other.
+        let is_next = |pid: u32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            words.split(|c| *c == 0).any(|word| word == b"--mask")
+        };
+        until(LIMIT, || descendants(job.id(), RANK).into_iter().all(is_next) || !job.is_running());
+        let before = newest(store);
+        until(LIMIT, || newest(store) > before || !job.is_running());
+        assert!(newest(store) > before, "{name}: no checkpoint after the execve: {}", log(store));
+        kill_one(job.id(), &mut random);
+    });
+    assert!(ended.stderr.contains("; restart 2 of"), "{name} was not restarted twice: {}", ended.stderr);
+}
+
 /// Runs under Stillpoint with frequent checkpoints; ends as the native run does, and at least one was committed.
 pub fn checkpointed(name: &str) {
     long_enough(name, "checkpointed", 4, "300ms", &mut |job, store| {
@@ -73,15 +102,49 @@ fn long_enough(
     panic!("{name} ended each time before enough of it was seen: {text}");
 }
 
-/// Runs with a checkpoint every 100 ms, at least 100 of them committed with `STILLPOINT_TEST_FULL`, else 15.
+/// Runs with a checkpoint every 100 ms, at least 100 of them committed with `STILLPOINT_TEST_FULL`, else 15. From half of them on no
+/// descriptors or threads are gathered by the ranks and the agent, nor memory, where a program has come to hold what it ever will by then.
 pub fn hammered(name: &str) {
-    let (seconds, wanted) = if full() { (60, 100) } else { (15, 15) };
+    let (seconds, wanted) = if full() { (60, 100) } else { (8, 15) };
+    let mut seen = Vec::new();
     let ended = long_enough(name, "hammered", seconds, "100ms", &mut |job, store| {
-        until(LIMIT, || newest(store) >= wanted || !job.is_running());
-        newest(store) >= wanted
+        seen.clear();
+        for share in [wanted / 2, wanted] {
+            until(LIMIT, || newest(store) >= share || !job.is_running());
+            let all = [descendants(job.id(), RANK), agents_of(store)].concat();
+            // What comes and goes with a checkpoint is there at some moments only.
+            let least = (0..20).map(|_| {
+                std::thread::sleep(Duration::from_millis(7));
+                held(&all)
+            });
+            seen.push(least.reduce(|a, b| [0, 1, 2].map(|k| a[k].min(b[k]))).unwrap_or_default());
+        }
+        newest(store) >= wanted && job.is_running()
     });
+    if ended.is_some() {
+        let (first, last) = (seen[0], seen[1]);
+        let grows = full() && last[0] > first[0] + (32 << 10);
+        assert!(!grows, "{name}: memory grows (KiB, descriptors, threads): {seen:?}");
+        assert!(
+            last[1] <= first[1] + 2 && last[2] <= first[2] + 2,
+            "{name}: more and more is open: {seen:?}"
+        );
+    }
     let restarted = ended.is_some_and(|e| e.stderr.contains("; restart "));
     assert!(!restarted, "nobody was killed, and yet {name} was restarted");
+}
+
+/// Anonymous memory in KiB, open descriptors and threads of these processes.
+fn held(all: &[u32]) -> [u64; 3] {
+    let of = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let number = |key: &str| -> u64 {
+            let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_default();
+            line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_default()
+        };
+        [number("RssAnon:"), descriptors(pid) as u64, number("Threads:")]
+    };
+    all.iter().map(|pid| of(*pid)).fold([0; 3], |a, b| [0, 1, 2].map(|k| a[k] + b[k]))
 }
 
 /// A scheduler's warning (`STILLPOINT_SIGNAL`) to all ranks asks for a checkpoint, before and after a restart; nobody dies of it.
@@ -110,6 +173,33 @@ pub fn warned(name: &str) {
         }
     });
     assert!(ended.stderr.contains("; restart 1 of"), "{name} was not restarted");
+}
+
+/// Warnings without a pause from a rank's first moment on, also while it becomes another program and while it is restarted after
+/// a kill: nobody dies of them, and a checkpoint that was under way then is in no later one's way.
+pub fn stormed(name: &str) {
+    let mut random = Random::seeded();
+    let Some(case) = Case::new(name, "stormed", 2) else { return };
+    for time in 0..if full() { 20 } else { 5 } {
+        let ended = case.run(None, &[("STILLPOINT_SIGNAL", "USR1")], &mut |job, store| {
+            storm(job);
+            until(LIMIT, || newest(store) > 0 || !job.is_running());
+            assert!(newest(store) > 0, "{name}, time {time}: no checkpoint: {}", log(store));
+            if time > 0 {
+                kill_one(job.id(), &mut random);
+                storm(job);
+            }
+        });
+        let restarts = ended.stderr.matches("; restart ").count();
+        assert_eq!(restarts, usize::from(time > 0), "{name}, time {time}: {}", ended.stderr);
+    }
+}
+
+fn storm(job: &mut Running) {
+    let end = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < end && job.is_running() {
+        warn_all(job.id());
+    }
 }
 
 fn warn_all(job: u32) {
@@ -297,6 +387,11 @@ pub fn slower(name: &str) {
     kills(name, "slower", 1, &[("STILLPOINT_NO_SEGMENTS", "1"), ("STILLPOINT_NO_FSGSBASE", "1")]);
 }
 
+/// [`killed`] with images that the ranks write themselves, before they go on.
+pub fn direct(name: &str) {
+    kills(name, "direct", if full() { 20 } else { 2 }, &[("STILLPOINT_MODE", "direct")]);
+}
+
 /// [`killed`] with images that are written to a directory of the node and copied from there; nothing stays in it.
 pub fn burst(name: &str) {
     let node = built().join("test-work").join(format!("node-{name}-{}", std::process::id()));
@@ -316,7 +411,7 @@ pub fn burst(name: &str) {
 
 fn kills(name: &str, mode: &'static str, times: u32, settings: &[(&str, &str)]) {
     let mut random = Random::seeded();
-    let Some(mut case) = Case::new(name, mode, 7) else { return };
+    let Some(mut case) = Case::new(name, mode, if full() { 7 } else { 4 }) else { return };
     for time in 0..times {
         let mut text = String::new();
         loop {

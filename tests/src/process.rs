@@ -23,6 +23,16 @@ pub struct Ended {
     pub stderr: String,
 }
 
+impl Ended {
+    /// The one `result` line of a program of ours, which has ended well.
+    #[must_use]
+    pub fn result(&self) -> &str {
+        let well = self.status.is_some_and(|status| status.success());
+        assert!(well && self.stdout.lines().any(|line| line == "EXIT-SUCCESS"), "{self:#?}");
+        self.stdout.lines().find(|line| line.starts_with("result ")).expect("a result was printed")
+    }
+}
+
 /// A command under way.
 #[derive(Debug)]
 pub struct Running {

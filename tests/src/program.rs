@@ -44,8 +44,12 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "pending.c", start: Start::Alone, rounds: 2500 },
     Program { file: "ids.c", start: Start::Alone, rounds: 3000 },
     Program { file: "transfers.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "advice.c", start: Start::Alone, rounds: 3000 },
     // A job with little memory to spare, in tests/slurm.rs.
     Program { file: "resident.c", start: Start::Alone, rounds: 3000 },
+    // In tests/outcomes.rs.
+    Program { file: "lines.c", start: Start::Alone, rounds: 0 },
+    Program { file: "abort.c", start: Start::Ranks(3), rounds: 0 },
     // Two of them, in tests/byhand.rs.
     Program { file: "stream.c", start: Start::Alone, rounds: 3000 },
     // Two of each, in tests/rdma.rs.
@@ -55,6 +59,28 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "verbs_events.c", start: Start::Alone, rounds: 1000 },
     Program { file: "verbs_again.c", start: Start::Alone, rounds: 2000 },
     Program { file: "verbs_shared.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_manager.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_mpi.c", start: Start::Ranks(2), rounds: 3000 },
+    // Three of each, in tests/verbs.rs.
+    Program { file: "verbs_names.c", start: Start::Alone, rounds: 1000 },
+    Program { file: "verbs_idle.c", start: Start::Alone, rounds: 1000 },
+    Program { file: "verbs_windows.c", start: Start::Alone, rounds: 2000 },
+    Program { file: "verbs_groups.c", start: Start::Alone, rounds: 2000 },
+    // The model's devices only, in tests/verbs.rs.
+    Program { file: "verbs_refused.c", start: Start::Alone, rounds: 1 },
+    Program { file: "verbs_xrc.c", start: Start::Alone, rounds: 2000 },
+    // Two or three of each, in tests/verbs.rs.
+    Program { file: "verbs_lists.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_counter.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_churn.c", start: Start::Alone, rounds: 300 },
+    Program { file: "verbs_young.c", start: Start::Alone, rounds: 100 },
+    Program { file: "verbs_quiet.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_async.c", start: Start::Alone, rounds: 300 },
+    Program { file: "verbs_deaf.c", start: Start::Alone, rounds: 1 },
+    Program { file: "verbs_gone.c", start: Start::Alone, rounds: 1000 },
+    Program { file: "verbs_once.c", start: Start::Alone, rounds: 1000 },
+    // The model has no extended interfaces, the front makes them.
+    Program { file: "verbs_pieces.c", start: Start::Alone, rounds: 1000 },
     Program { file: "ring.c", start: Start::Ranks(4), rounds: 1500 },
     Program { file: "many_kinds.c", start: Start::Ranks(3), rounds: 300 },
     Program { file: "nbx.c", start: Start::Ranks(4), rounds: 1500 },
@@ -62,6 +88,8 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "openmp_mpi.c", start: Start::Ranks(2), rounds: 1000 },
     Program { file: "comm.c", start: Start::Ranks(4), rounds: 1000 },
     Program { file: "types.c", start: Start::Ranks(3), rounds: 1500 },
+    Program { file: "vectors.c", start: Start::Ranks(3), rounds: 1000 },
+    Program { file: "objects.c", start: Start::Ranks(3), rounds: 1000 },
     Program { file: "late.c", start: Start::Ranks(3), rounds: 500 },
     Program { file: "reduction.c", start: Start::Ranks(3), rounds: 400 },
     Program { file: "queries.c", start: Start::Ranks(2), rounds: 1000 },
@@ -70,7 +98,10 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "multiple.c", start: Start::Ranks(3), rounds: 800 },
     Program { file: "beside.c", start: Start::Ranks(3), rounds: 1000 },
     Program { file: "sockets.c", start: Start::Ranks(3), rounds: 1500 },
+    Program { file: "f77.f", start: Start::Ranks(3), rounds: 1500 },
+    Program { file: "f90.f90", start: Start::Ranks(3), rounds: 1500 },
     Program { file: "f08.f90", start: Start::Ranks(3), rounds: 1500 },
+    Program { file: "cxx.cc", start: Start::Ranks(3), rounds: 1500 },
     // Debian's lmp, unmodified, on this input.
     Program { file: "lammps.in", start: Start::Ranks(4), rounds: 2000 },
     // The solver of bench/, in Rust on rsmpi.
@@ -138,13 +169,13 @@ impl Program {
                 }
                 vec![path_text(&solver)]
             }
-            ending => vec![path_text(&self.compile(&source, ending == Some("f90"))?)],
+            _ => vec![path_text(&self.compile(&source)?)],
         };
         words.extend([rounds.to_string(), seed.to_string()]);
         Ok(words)
     }
 
-    fn compile(&self, source: &Path, fortran: bool) -> Result<PathBuf, String> {
+    fn compile(&self, source: &Path) -> Result<PathBuf, String> {
         let folder = crate::built().join("test-programs");
         let program = folder.join(self.name());
         let headers = ["check.h", "verbs.h"].map(|h| crate::sources().join("programs").join(h));
@@ -158,10 +189,12 @@ impl Program {
         let scratch = folder.join(format!("{}.{}.{turn}", self.name(), std::process::id()));
         fs::create_dir_all(&scratch).map_err(|error| format!("create {}: {error}", scratch.display()))?;
         let fresh = scratch.join(self.name());
-        let compiler = match (fortran, self.start) {
-            (true, _) => "mpif90",
-            (false, Start::Ranks(_)) => "mpicc",
-            (false, Start::Alone) => "cc",
+        let ending = source.extension().and_then(|ending| ending.to_str());
+        let compiler = match (ending, self.start) {
+            (Some("f" | "f90"), _) => "mpif90",
+            (Some("cc"), _) => "mpicxx",
+            (_, Start::Ranks(_)) => "mpicc",
+            (_, Start::Alone) => "cc",
         };
         let mut command = Command::new(compiler);
         command
@@ -173,11 +206,11 @@ impl Program {
         if self.file == "fixed.c" {
             command.args(["-no-pie", "-fno-pie", "-mcmodel=medium"]);
         }
-        if !fortran {
+        if ending == Some("c") {
             command.args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-lm"]);
         }
         if self.file.starts_with("verbs_") {
-            command.arg("-libverbs");
+            command.args(["-libverbs", "-lrdmacm"]);
         }
         let output = command.output().map_err(|error| format!("no {compiler}: {error}"))?;
         let text = String::from_utf8_lossy(&output.stderr);

@@ -43,7 +43,7 @@ impl Pair {
 
     fn native(&self, seed: &str) -> String {
         let mut command = Command::new(&self.program);
-        result(&Running::start(command.args([ROUNDS, seed])).wait(LIMIT)).to_owned()
+        Running::start(command.args([ROUNDS, seed])).wait(LIMIT).result().to_owned()
     }
 
     /// A rank; it counts from this seed.
@@ -86,13 +86,6 @@ impl Drop for Pair {
     }
 }
 
-/// The one `result` line of a run that ended well.
-fn result(ended: &Ended) -> &str {
-    let well = ended.status.is_some_and(|status| status.success());
-    assert!(well && ended.stdout.lines().any(|line| line == "EXIT-SUCCESS"), "{ended:#?}");
-    ended.stdout.lines().find(|line| line.starts_with("result ")).expect("a result was printed")
-}
-
 #[test]
 fn both_are_saved_together_and_go_on_in_another_order() {
     let Some(pair) = Pair::new("order") else { return };
@@ -121,7 +114,7 @@ fn both_are_saved_together_and_go_on_in_another_order() {
     }
     drop((first, second));
     let again = [pair.again(&[]), pair.again(&[])];
-    let mut found = again.map(|rank| result(&rank.wait(LIMIT)).to_owned());
+    let mut found = again.map(|rank| rank.wait(LIMIT).result().to_owned());
     found.sort();
     let mut expected = expected;
     expected.sort();
@@ -139,9 +132,9 @@ fn a_rank_that_still_runs_is_named_and_keeps_the_job() {
     drop(second);
     let refused = pair.again(&[]).wait(LIMIT);
     assert!(refused.stderr.contains("still runs (rank 0); end what is left of it first"), "{refused:#?}");
-    assert_eq!(result(&first.wait(LIMIT)), expected, "a lost rank does not disturb the other");
+    assert_eq!(first.wait(LIMIT).result(), expected, "a lost rank does not disturb the other");
     let again = [pair.again(&["--rank", "0"]), pair.again(&["--rank", "1"])];
-    let [found, other] = again.map(|rank| result(&rank.wait(LIMIT)).to_owned());
+    let [found, other] = again.map(|rank| rank.wait(LIMIT).result().to_owned());
     assert_eq!((found, other), (expected, pair.native("2")));
 }
 
@@ -159,7 +152,7 @@ fn what_is_no_rank_of_it_is_refused() {
     let early = pair.again(&[]).wait(LIMIT);
     assert!(early.status.is_some_and(|s| s.code() == Some(125)), "{early:#?}");
     assert!(early.stderr.contains("still runs") || early.stderr.contains("has no checkpoint"), "{early:#?}");
-    assert_eq!(result(&first.wait(LIMIT)), pair.native("1"), "it runs on without the other");
+    assert_eq!(first.wait(LIMIT).result(), pair.native("1"), "it runs on without the other");
 }
 
 #[test]
@@ -189,6 +182,6 @@ fn a_connection_between_them_goes_on_from_other_processes() {
     }
     drop(ranks);
     let ranks = [pair.again(&["--rank", "0"]), pair.again(&["--rank", "1"])];
-    let [one, other] = ranks.map(|rank| result(&rank.wait(LIMIT)).to_owned());
+    let [one, other] = ranks.map(|rank| rank.wait(LIMIT).result().to_owned());
     assert_eq!(one, other, "both have added up the same numbers");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use stillpoint_tests::process::{Ended, Running, descendants, kill, machine};
+use stillpoint_tests::process::{Running, descendants, kill, machine};
 use stillpoint_tests::{built, skipped, sources};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -93,13 +93,6 @@ fn start(mut command: Command, work: &Path) -> Running {
     Running::start(machine(&mut command))
 }
 
-/// The one `result` line of a run that ended well.
-fn result(ended: &Ended) -> &str {
-    let well = ended.status.is_some_and(|status| status.success());
-    assert!(well && ended.stdout.lines().any(|line| line == "EXIT-SUCCESS"), "{ended:#?}");
-    ended.stdout.lines().find(|line| line.starts_with("result ")).expect("a result was printed")
-}
-
 /// Whether `number` checkpoints have been committed below `folder`.
 fn committed(folder: &Path, number: usize) -> bool {
     fn count(folder: &Path) -> usize {
@@ -121,11 +114,11 @@ fn cycle(name: &str, example: fn(&Path) -> Option<Example>) {
     let work = scratch(name);
     let Some(example) = example(&work) else { return };
     let native = start(example.native(), &work).wait(LIMIT);
-    let expected = result(&native);
+    let expected = native.result();
     assert!(!native.stdout.contains(": checkpoint"), "{native:#?}");
 
     let through = start(example.under(&work), &work).wait(LIMIT);
-    assert_eq!(result(&through), expected, "{name} with checkpoints");
+    assert_eq!(through.result(), expected, "{name} with checkpoints");
     for round in ["round 100: checkpoint", "round 200: checkpoint"] {
         assert!(through.stdout.contains(round), "{round}: {through:#?}");
     }
@@ -140,7 +133,7 @@ fn cycle(name: &str, example: fn(&Path) -> Option<Example>) {
     let victim = ranks.last().unwrap_or_else(|| panic!("{name} has no rank left to kill"));
     assert!(kill(*victim), "the rank had gone");
     let killed = job.wait(LIMIT);
-    assert_eq!(result(&killed), expected, "{name} killed");
+    assert_eq!(killed.result(), expected, "{name} killed");
     assert!(killed.stdout.contains(": restarted"), "the call did not return 1: {killed:#?}");
     let _ = std::fs::remove_dir_all(work);
     let _ = std::fs::remove_dir_all(again);
@@ -161,7 +154,7 @@ fn promises() {
     for rank in descendants(job.id(), "stillpoint-rank") {
         kill(rank);
     }
-    assert_eq!(result(&job.wait(LIMIT)), result(&native));
+    assert_eq!(job.wait(LIMIT).result(), native.result());
     let _ = std::fs::remove_dir_all(work);
 }
 

@@ -3,14 +3,17 @@
 
 stillpoint_tests::cases! {
     now {
-        native: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
-        through: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
+        native: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers advice;
+        through: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers advice;
         chained: count;
-        checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
-        killed: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers;
+        early: count;
+        checkpointed: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers advice;
+        killed: count files signals threads fpu mmap sparse exec children descriptors pending ids transfers advice;
         slower: threads fpu;
+        direct: sparse threads;
         burst: files;
         warned: count exec;
+        stormed: exec;
         unheard: count;
         stuck: count;
         orphaned: threads;

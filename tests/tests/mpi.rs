@@ -3,19 +3,21 @@
 
 stillpoint_tests::cases! {
     now {
-        native: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside sockets f08 numpy_mpi lammps solver;
-        through: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside sockets f08 numpy_mpi lammps solver;
+        native: ring many_kinds nbx jacobi openmp_mpi comm types vectors objects late underway reduction queries fixed multiple beside sockets f77 f90 f08 cxx numpy_mpi lammps solver;
+        through: ring many_kinds nbx jacobi openmp_mpi comm types vectors objects late underway reduction queries fixed multiple beside sockets f77 f90 f08 cxx numpy_mpi lammps solver;
         chained: ring;
-        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside sockets f08 numpy_mpi lammps solver;
-        killed: ring many_kinds nbx jacobi openmp_mpi comm types late underway reduction queries fixed multiple beside sockets f08 numpy_mpi lammps solver;
+        early: ring;
+        checkpointed: ring many_kinds nbx jacobi openmp_mpi comm types vectors objects late underway reduction queries fixed multiple beside sockets f77 f90 f08 cxx numpy_mpi lammps solver;
+        killed: ring many_kinds nbx jacobi openmp_mpi comm types vectors objects late underway reduction queries fixed multiple beside sockets f77 f90 f08 cxx numpy_mpi lammps solver;
         slower: ring openmp_mpi;
+        direct: jacobi many_kinds;
         burst: jacobi many_kinds;
         warned: ring openmp_mpi;
         unheard: ring;
         stuck: ring;
         orphaned: late many_kinds nbx;
         scattered: many_kinds nbx sockets;
-        hammered: many_kinds nbx comm late reduction sockets;
+        hammered: many_kinds nbx comm late reduction queries sockets;
         generations: ring many_kinds jacobi sockets;
     }
     not_yet {}

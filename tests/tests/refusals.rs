@@ -307,9 +307,14 @@ fn not_restarted(name: &str, change: impl FnOnce(&Path), pieces: &[&str]) {
     let Some(job) = place.start("refuse_file", &[]) else { return };
     place.stop(job);
     change(&place.0);
+    // Written after the checkpoint.
+    let log = place.0.join("log");
+    let whole = fs::read_to_string(&log).expect("it has been written") + "tail";
+    fs::write(&log, &whole).expect("it can be written to");
     let ended = place.says(&["restart", "1", "--restarts", "0"]);
     assert!(code(&ended) != Some(0) && !ended.stdout.contains("EXIT-SUCCESS"), "{ended:#?}");
     said(&ended, pieces);
+    assert_eq!(fs::read_to_string(&log).ok(), Some(whole), "a restart that is refused changes no file");
 }
 
 #[test]

@@ -249,3 +249,28 @@ fn a_cancelled_job_that_is_long_in_completing_stays_cancelled() {
     assert!(!ok(&ended) && ended.stderr.contains("ended from outside"), "{ended:#?}\n{}", case.lab.logs());
     assert!(!ended.stderr.contains("restart") && !ended.stderr.contains("lost"), "{ended:#?}");
 }
+
+/// A job that is vacated ends with its checkpoint: its script does not come to its next line. What it was doing goes on elsewhere.
+#[test]
+fn the_script_of_a_vacated_job_does_not_go_on() {
+    let Some(case) = Case::new(2, ROUNDS) else { return };
+    let line = case.srun("");
+    let job = case.submit(&format!("{line}\necho the next line"), &["--ckpt-interval=1h"]);
+    case.lab.wait(&job, &["RUNNING"], LIMIT);
+    let vacate = || case.lab.says(&["scontrol", "checkpoint", "vacate", &job]);
+    let mut said = vacate();
+    // A step comes to life in its own time.
+    until(LIMIT, || {
+        ok(&said) || {
+            said = vacate();
+            false
+        }
+    });
+    assert!(ok(&said), "{said:#?}\n{}", case.lab.logs());
+    case.lab.wait(&job, &["CANCELLED"], LIMIT);
+    let output = case.output();
+    assert!(output.contains("stopped at checkpoint") && !output.contains("the next line"), "{output}");
+    let again = case.lab.start(&["bash", "-c", &case.srun("--ckpt-restart=1")]).wait(LIMIT);
+    assert!(ok(&again), "{again:#?}\n{}", case.lab.logs());
+    case.ends_right(&again.stdout);
+}

@@ -64,7 +64,9 @@ fn scontrol_checkpoint_reaches_the_ranks_of_mpirun() {
     let said = case.output();
     assert!(said.contains(&format!("run 2: goes on from checkpoint {last}")), "{said}\n{}", case.lab.logs());
     assert!(said.contains("run 1: this step has ended before"), "{said}");
-    assert_eq!((said.matches("first").count(), said.matches("two").count()), (2, 1), "{said}");
+    // Open MPI may have something to say as well, in which there are such words.
+    let lines = |of: &str| said.lines().filter(|line| *line == of).count();
+    assert_eq!((lines("first"), lines("two")), (2, 1), "{said}");
     case.ends_right(&said);
 }
 

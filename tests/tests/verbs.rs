@@ -1,4 +1,4 @@
-//! Verbs programs on a model of the verbs (`verbs-model`), killed at random moments and restarted elsewhere: other addresses and LIDs, other
+//! Verbs programs on a model of the verbs (`verbs-model`): natively, with checkpoints, and killed at random moments and restarted elsewhere: other addresses and LIDs, other
 //! numbers of queue pairs, other keys, which collide with former ones. What the real library and kernel do is in `rdma.rs`. Runs *next door*.
 #![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
@@ -22,23 +22,35 @@ enum Fabric {
     Late,
     /// InfiniBand, with LIDs.
     Infiniband,
+    /// InfiniBand, with LIDs, where all go by addresses as well.
+    Global,
     /// Both ends on one host, and each restart there again: only numbers and keys change.
     One,
+    /// Three ends, two of which begin on one host, and are on two later, one of them with the third; on RoCE, on InfiniBand.
+    Split,
+    GlobalSplit,
 }
 
-/// Two ends of a program.
-struct Pair {
+/// The processes of a program, two or three. Of some one listens, and one connects with it, and another; others know their rank.
+struct Group {
+    size: usize,
+    /// They know it.
+    ranked: bool,
+    /// It is not to be saved before all queue pairs are made.
+    makes_first: bool,
     /// Short: sockets lie there.
     fabric: PathBuf,
     folder: PathBuf,
     program: String,
     rounds: String,
     kind: Fabric,
+    /// How many queue pairs `verbs_shared` has.
+    pairs: Option<u32>,
 }
 
-impl Pair {
+impl Group {
     /// None: the machine lacks something.
-    fn new(name: &str, rounds: u32, kind: Fabric) -> Option<Pair> {
+    fn new(name: &str, size: usize, rounds: u32, kind: Fabric) -> Option<Group> {
         let words = Program::named(name).command(0, 0).map_err(|lack| skipped(&lack)).ok()?;
         let id = std::process::id();
         let folder = built().join("test-work").join(format!("verbs-{name}-{}-{id}", kind as u8));
@@ -47,48 +59,98 @@ impl Pair {
             let _ = fs::remove_dir_all(dir);
             fs::create_dir_all(dir).expect("it can be written to");
         }
-        Some(Pair { fabric, folder, program: words[0].clone(), rounds: rounds.to_string(), kind })
+        Some(Group {
+            size,
+            ranked: matches!(name, "verbs_names" | "verbs_idle"),
+            makes_first: name == "verbs_idle",
+            fabric,
+            folder,
+            program: words[0].clone(),
+            rounds: rounds.to_string(),
+            kind,
+            pairs: None,
+        })
     }
 
-    /// One end, on this host of the model.
-    fn end(&self, host: u32, words: &[&str]) -> Running {
+    /// One of them, on this host of the model.
+    fn one(&self, host: u32, words: &[&str]) -> Running {
         let mut command = Command::new(built().join("stillpoint"));
-        command.arg("--dir").arg(self.folder.join("store")).args(words).current_dir(&self.folder);
-        command
-            .env("STILLPOINT_LOCAL_BASE", &self.folder)
-            .env("LD_LIBRARY_PATH", built().join("verbs-model"));
+        command.arg("--dir").arg(self.folder.join("store")).args(words);
+        command.env("STILLPOINT_LOCAL_BASE", &self.folder);
+        self.start(host, &mut command)
+    }
+
+    fn start(&self, host: u32, command: &mut Command) -> Running {
+        command.current_dir(&self.folder).env("LD_LIBRARY_PATH", built().join("verbs-model"));
         command.env("MODEL_DIR", &self.fabric).env("MODEL_HOST", host.to_string()).env("DEVICE", "model0");
+        if let Some(pairs) = self.pairs {
+            command.env("QPS", pairs.to_string());
+        }
         match self.kind {
             Fabric::Late => _ = command.env("MODEL_DELAY", "3000"),
             Fabric::Infiniband => _ = command.env("MODEL_IB", "1"),
+            Fabric::Global => _ = command.envs([("MODEL_IB", "1"), ("GLOBAL", "1")]),
+            Fabric::Split => _ = command.env("SPLIT", "1"),
+            Fabric::GlobalSplit => _ = command.envs([("MODEL_IB", "1"), ("GLOBAL", "1"), ("SPLIT", "1")]),
             Fabric::Roce | Fabric::One => {}
         }
-        Running::start(machine(&mut command))
+        Running::start(machine(command))
     }
 
-    fn begin(&self, hosts: [u32; 2]) -> [Running; 2] {
+    /// What the program is told: one listens once for each of the others, or each is told its rank.
+    fn words(&self, rank: usize) -> Vec<String> {
         let port = self.folder.join("port").display().to_string();
-        let one = |k: usize, role: &str| {
-            let words = ["exec", "--job", "pair", "--np", "2", "--rank", &k.to_string(), "--", &self.program];
-            let more = [self.rounds.as_str(), "1", role, &port];
-            self.end(hosts[k], &[&words[..], &more].concat())
+        let port = if self.ranked || rank < 2 { port } else { format!("{port}.{rank}") };
+        let number = rank.to_string();
+        let role = match rank {
+            _ if self.ranked => number.as_str(),
+            0 => "listen",
+            _ => "connect",
         };
-        [one(0, "listen"), one(1, "connect")]
+        [&self.program, &self.rounds, "1", role, &port].map(str::to_owned).into()
     }
 
-    fn again(&self, hosts: [u32; 2]) -> [Running; 2] {
+    /// Natively, on the model.
+    fn plain(&self) -> Vec<Running> {
+        let hosts = self.hosts(0);
+        let one = |k: usize| {
+            let words = self.words(k);
+            // A machine with other things to do may let a sender wait.
+            self.start(hosts[k], Command::new(&words[0]).args(&words[1..]).env("RNR_TIMER", "25"))
+        };
+        (0..self.size).map(one).collect()
+    }
+
+    fn begin(&self) -> Vec<Running> {
+        // Of a run before.
+        for file in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(file.path());
+        }
+        let (hosts, size) = (self.hosts(0), self.size.to_string());
         let one = |k: usize| {
             let rank = k.to_string();
-            self.end(hosts[k], &["exec", "--job", "pair", "--np", "2", "--restart", "--rank", &rank])
+            let words = ["exec", "--job", "group", "--np", &size, "--rank", &rank, "--"];
+            let more = self.words(k);
+            let more: Vec<&str> = more.iter().map(String::as_str).collect();
+            self.one(hosts[k], &[&words[..], &more].concat())
         };
-        [one(0), one(1)]
+        (0..self.size).map(one).collect()
+    }
+
+    fn again(&self, life: u32) -> Vec<Running> {
+        let (hosts, size) = (self.hosts(life), self.size.to_string());
+        let one = |k: usize| {
+            let rank = k.to_string();
+            self.one(hosts[k], &["exec", "--job", "group", "--np", &size, "--restart", "--rank", &rank])
+        };
+        (0..self.size).map(one).collect()
     }
 
     /// A checkpoint, as soon as there can be one. False: they have ended.
-    fn checkpoint(&self, ranks: &mut [Running; 2]) -> bool {
+    fn checkpoint(&self, ranks: &mut [Running]) -> bool {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let asked = self.end(0, &["checkpoint", "pair"]).wait(LIMIT);
+            let asked = self.one(0, &["checkpoint", "group"]).wait(LIMIT);
             if asked.status.is_some_and(|s| s.success()) {
                 return true;
             }
@@ -100,17 +162,27 @@ impl Pair {
         }
     }
 
-    fn hosts(&self, life: u32) -> [u32; 2] {
-        match self.kind {
-            Fabric::One => [1, 1],
+    fn hosts(&self, life: u32) -> Vec<u32> {
+        match (self.kind, self.size) {
+            (Fabric::One, n) => vec![1; n],
+            (Fabric::Split | Fabric::GlobalSplit, _) => match life % 4 {
+                0 => vec![1, 1, 2],
+                1 => vec![1, 2, 2],
+                2 => vec![life, life + 1, life],
+                _ => vec![2, 1, life],
+            },
             // On each other's host now and then.
-            _ if life % 2 == 1 => [2 * life, 2 * life - 1],
-            _ => [2 * life + 1, 2 * life + 2],
+            (_, 2) if life % 2 == 1 => vec![2 * life, 2 * life - 1],
+            (_, 2) => vec![2 * life + 1, 2 * life + 2],
+            // The third, which looks late, is where another one was.
+            (_, _) if life == 0 => vec![1, 2, 3],
+            (_, _) if life % 2 == 1 => vec![2, life + 2, 1],
+            _ => vec![life + 2, 1, 2],
         }
     }
 }
 
-impl Drop for Pair {
+impl Drop for Group {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.fabric);
         if !std::thread::panicking() {
@@ -119,72 +191,267 @@ impl Drop for Pair {
     }
 }
 
-/// The one `result` line of a run that ended well.
-fn result(ended: &Ended) -> &str {
-    let well = ended.status.is_some_and(|status| status.success());
-    assert!(well && ended.stdout.lines().any(|line| line == "EXIT-SUCCESS"), "{ended:#?}");
-    ended.stdout.lines().find(|line| line.starts_with("result ")).expect("a result was printed")
+/// The one `result` line of each end; all have ended well. Where one has failed the others would wait for ever.
+fn results(mut ranks: Vec<Running>) -> Vec<String> {
+    let (deadline, mut first) = (Instant::now() + LIMIT, None);
+    loop {
+        let running = ranks.iter_mut().filter_map(|rank| rank.is_running().then_some(())).count();
+        if running < ranks.len() {
+            first = first.or_else(|| Some(Instant::now() + LIMIT / 4));
+        }
+        if running == 0 || Instant::now() > first.unwrap_or(deadline) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ended: Vec<Ended> = ranks.into_iter().map(|rank| rank.wait(Duration::from_secs(1))).collect();
+    // One that fails is the cause of others' failures.
+    assert!(ended.iter().all(|end| end.status.is_some_and(|s| s.success())), "{ended:#?}");
+    ended.iter().map(|end| end.result().to_owned()).collect()
+}
+
+/// Three ends by themselves, and the same with a checkpoint every now and then.
+fn plain_and_on(name: &str, rounds: u32) {
+    let Some(group) = Group::new(name, 3, rounds, Fabric::Roce) else { return };
+    let plain = results(group.plain());
+    let mut random = Random::seeded();
+    let mut ranks = group.begin();
+    let mut taken = 0;
+    while group.checkpoint(&mut ranks) {
+        taken += 1;
+        std::thread::sleep(Duration::from_millis(random.below(200)));
+    }
+    assert_eq!(results(ranks), plain);
+    assert!(plain.iter().all(|one| *one == plain[0]) && taken >= 2, "{taken} checkpoints");
+}
+
+/// All have added up the same numbers.
+fn alike(ranks: Vec<Running>) {
+    let all = results(ranks);
+    assert!(all.iter().all(|one| *one == all[0]), "{all:?}");
+}
+
+/// The program itself is right.
+fn plain(name: &str, size: usize, rounds: u32) {
+    let Some(group) = Group::new(name, size, rounds / 10, Fabric::Roce) else { return };
+    // The model has no extended interfaces: through the front, which has.
+    alike(if matches!(name, "verbs_shared" | "verbs_pieces") { group.begin() } else { group.plain() });
+}
+
+/// Checkpoints at random moments, after each of which it goes on.
+fn goes_on(name: &str, size: usize, rounds: u32) {
+    let Some(group) = Group::new(name, size, rounds, Fabric::Late) else { return };
+    let mut random = Random::seeded();
+    let mut ranks = group.begin();
+    let mut taken = 0;
+    while taken < 4 {
+        std::thread::sleep(Duration::from_millis(random.below(400)));
+        if !group.checkpoint(&mut ranks) {
+            break;
+        }
+        taken += 1;
+    }
+    alike(ranks);
+    assert!(taken >= 2, "it lives too briefly for this: {taken} checkpoints");
 }
 
 /// Killed at random moments, half of them within a checkpoint or shortly after it, and restarted elsewhere.
-fn killed(name: &str, rounds: u32, kind: Fabric) {
-    let (kills, rounds) = if full() { (20, 5 * rounds) } else { (4, rounds) };
-    let Some(pair) = Pair::new(name, rounds, kind) else { return };
+fn killed(name: &str, size: usize, rounds: u32, kind: Fabric) {
+    let (kills, rounds) = if full() { (20, 5 * rounds) } else { (2, rounds * 2 / 3) };
+    if let Some(group) = Group::new(name, size, rounds, kind) {
+        survives(&group, kills);
+    }
+}
+
+/// [`killed`] on each of these fabrics, without `STILLPOINT_TEST_FULL` on one by chance.
+fn somewhere(name: &str, size: usize, rounds: u32, kinds: &[Fabric]) {
+    let first = Random::seeded().below(kinds.len() as u64) as usize;
+    for kind in kinds.iter().cycle().skip(first).take(if full() { kinds.len() } else { 1 }) {
+        killed(name, size, rounds, *kind);
+    }
+}
+
+fn survives(group: &Group, kills: u32) {
     let mut random = Random::seeded();
-    let mut ranks = pair.begin(pair.hosts(0));
+    let mut ranks = group.begin();
+    let (made, deadline) = (group.folder.join("port.made"), Instant::now() + LIMIT);
+    while group.makes_first && !made.exists() {
+        assert!(Instant::now() < deadline && ranks.iter_mut().all(Running::is_running), "it begins");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let mut lives = 0;
     for life in 1..=kills {
         std::thread::sleep(Duration::from_millis(random.below(400)));
-        if !pair.checkpoint(&mut ranks) {
+        if !group.checkpoint(&mut ranks) {
             break;
         }
-        let another = (random.below(2) == 0).then(|| pair.end(0, &["checkpoint", "pair"]));
+        let another = (random.below(2) == 0).then(|| group.one(0, &["checkpoint", "group"]));
         std::thread::sleep(Duration::from_millis(random.below(300)));
         for rank in &ranks {
             kill(rank.id());
         }
         drop(another.map(|a| a.wait(LIMIT)));
-        ranks = pair.again(pair.hosts(life));
+        ranks = group.again(life);
         lives = life;
     }
-    let [one, other] = ranks.map(|rank| rank.wait(LIMIT));
-    assert_eq!(result(&one), result(&other), "both have added up the same numbers");
+    alike(ranks);
     assert!(lives >= 2, "it lives too briefly for this: {lives} restarts");
 }
 
 macro_rules! programs {
-    ($($module:ident: $name:literal, $rounds:literal, $late:literal;)*) => {$(
+    ($($module:ident: $name:literal of $size:literal, $rounds:literal, $late:literal;)*) => {$(
         mod $module {
-            use super::{Fabric, killed};
+            use super::{Fabric, killed, somewhere};
 
             #[test]
-            fn elsewhere() {
-                killed($name, $rounds, Fabric::Roce);
+            fn plain() {
+                super::plain($name, $size, $rounds);
+            }
+
+            #[test]
+            fn goes_on() {
+                super::goes_on($name, $size, $late);
             }
 
             #[test]
             fn late() {
-                killed($name, $late, Fabric::Late);
+                killed($name, $size, $late, Fabric::Late);
             }
 
             #[test]
-            fn infiniband() {
-                killed($name, $rounds, Fabric::Infiniband);
-            }
-
-            #[test]
-            fn here() {
-                killed($name, $rounds, Fabric::One);
+            fn restarted() {
+                somewhere($name, $size, $rounds, &[Fabric::Roce, Fabric::Infiniband, Fabric::One]);
             }
         }
     )*};
 }
 
 programs! {
-    atomics: "verbs_atomics", 60_000, 4_000;
-    writes: "verbs_writes", 40_000, 4_000;
-    messages: "verbs_messages", 20_000, 2_000;
-    events: "verbs_events", 3_000, 2_000;
-    again: "verbs_again", 5_000, 1_000;
-    shared: "verbs_shared", 20_000, 4_000;
+    atomics: "verbs_atomics" of 2, 60_000, 4_000;
+    writes: "verbs_writes" of 2, 40_000, 4_000;
+    messages: "verbs_messages" of 2, 20_000, 2_000;
+    events: "verbs_events" of 2, 3_000, 2_000;
+    again: "verbs_again" of 2, 5_000, 1_000;
+    shared: "verbs_shared" of 2, 20_000, 4_000;
+    windows: "verbs_windows" of 2, 1_500, 600;
+    groups: "verbs_groups" of 2, 5_000, 1_500;
+    xrc: "verbs_xrc" of 2, 12_000, 3_000;
+    lists: "verbs_lists" of 2, 4_000, 2_000;
+    quiet: "verbs_quiet" of 2, 10_000, 2_000;
+    asynchronous: "verbs_async" of 2, 300, 200;
+    young: "verbs_young" of 2, 60, 60;
+    churn: "verbs_churn" of 2, 500, 300;
+    counter: "verbs_counter" of 3, 40_000, 4_000;
+    gone: "verbs_gone" of 2, 6_000, 1_500;
+    once: "verbs_once" of 2, 2_000, 600;
+    pieces: "verbs_pieces" of 2, 20_000, 4_000;
+}
+
+/// Three ends that know their rank.
+macro_rules! threes {
+    ($($module:ident: $name:literal, $rounds:literal;)*) => {$(
+        mod $module {
+            use super::{Fabric, somewhere};
+
+            #[test]
+            fn plain_and_on() {
+                super::plain_and_on($name, $rounds);
+            }
+
+            #[test]
+            fn restarted() {
+                let kinds = [Fabric::Roce, Fabric::Infiniband, Fabric::Global, Fabric::Split, Fabric::GlobalSplit];
+                somewhere($name, 3, $rounds, &kinds);
+            }
+        }
+    )*};
+}
+
+threes! {
+    names: "verbs_names", 400;
+    idle: "verbs_idle", 1_500;
+}
+
+/// A message that nobody ever receives fails in the end, also if there was a checkpoint, and a restart, meanwhile.
+#[test]
+fn nobody_receives() {
+    let Some(group) = Group::new("verbs_deaf", 2, 30, Fabric::Roce) else { return };
+    alike(group.plain());
+    let _ = fs::remove_file(group.folder.join("port.failed"));
+    let mut ranks = group.begin();
+    std::thread::sleep(Duration::from_millis(500));
+    for life in 1..=2 {
+        assert!(group.checkpoint(&mut ranks), "it waits for a good while");
+        std::thread::sleep(Duration::from_millis(500));
+        for rank in &ranks {
+            kill(rank.id());
+        }
+        ranks = group.again(life);
+    }
+    // And when it has failed.
+    let (failed, deadline) = (group.folder.join("port.failed"), Instant::now() + LIMIT);
+    while !failed.exists() {
+        assert!(Instant::now() < deadline && ranks.iter_mut().all(Running::is_running), "it fails");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(group.checkpoint(&mut ranks), "it goes on for a while");
+    for rank in &ranks {
+        kill(rank.id());
+    }
+    alike(group.again(3));
+}
+
+/// A queue pair that is not connected yet holds up no checkpoint, whatever its other end has sent.
+#[test]
+fn one_end_is_connected() {
+    let Some(group) = Group::new("verbs_young", 2, 100, Fabric::Roce) else { return };
+    let mut random = Random::seeded();
+    let mut ranks = group.begin();
+    assert!(group.checkpoint(&mut ranks), "it begins");
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(random.below(150)));
+        let asked = group.one(0, &["checkpoint", "group"]).wait(LIMIT);
+        let well = asked.status.is_some_and(|s| s.success());
+        assert!(well || ranks.iter_mut().any(|r| !r.is_running()), "{asked:#?}");
+    }
+    alike(ranks);
+}
+
+/// Two thousand queue pairs at each end.
+#[test]
+fn many_queue_pairs() {
+    let Some(mut group) = Group::new("verbs_shared", 2, 6_000, Fabric::Roce) else { return };
+    group.pairs = Some(2_000);
+    survives(&group, 3);
+}
+
+/// What cannot be had says so; what cannot be saved is refused by name, and once that is gone there is a checkpoint.
+#[test]
+fn what_cannot_be_saved_is_named() {
+    let Some(group) = Group::new("verbs_refused", 1, 1, Fabric::Roce) else { return };
+    let mut ranks = group.begin();
+    let reasons =
+        ["its other end is no queue pair of this job", "memory window 0x", "neither RC, UC, UD nor XRC", ""];
+    for (number, reason) in (1..).zip(reasons) {
+        let (there, deadline) = (group.folder.join(format!("port.{number}")), Instant::now() + LIMIT);
+        while !there.exists() {
+            assert!(Instant::now() < deadline && ranks[0].is_running(), "stage {number}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if reason.is_empty() {
+            assert!(group.checkpoint(&mut ranks), "nothing stands in its way");
+        } else {
+            loop {
+                let asked = group.one(0, &["checkpoint", "group"]).wait(LIMIT);
+                let said = format!("{}{}", asked.stdout, asked.stderr);
+                if asked.status.is_some_and(|s| s.code() == Some(1)) && said.contains(reason) {
+                    break;
+                }
+                // The rank may be there before the job is.
+                assert!(Instant::now() < deadline && said.contains("is not running"), "{asked:#?}");
+            }
+        }
+        fs::write(there.with_extension(format!("{number}.go")), "").expect("it can be written to");
+    }
+    results(ranks);
 }

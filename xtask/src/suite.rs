@@ -31,7 +31,7 @@ const AREAS: &[Area] = &[
             "stillpoint-capi",
             "xtask",
         ],
-        integration: &["core", "byhand", "capi", "refusals"],
+        integration: &["core", "byhand", "capi", "outcomes", "refusals"],
     },
     Area {
         name: "mpi",
@@ -41,7 +41,14 @@ const AREAS: &[Area] = &[
     Area {
         name: "slurm",
         packages: &["stillpoint-slurm"],
-        integration: &["slurm", "slurm_burst", "slurm_faults", "slurm_limits", "slurm_mpirun"],
+        integration: &[
+            "slurm",
+            "slurm_burst",
+            "slurm_faults",
+            "slurm_limits",
+            "slurm_mpirun",
+            "slurm_options",
+        ],
     },
     Area {
         name: "rdma",

@@ -4,10 +4,12 @@
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use rdma_sys::*;
 
-use crate::engine::{Channel, Cq, Element, Qp, Receive, Region, Request, hca, world};
+use crate::engine::{Channel, Cq, Element, Qp, Receive, Region, Request, Srq, World, hca, world};
+use crate::windows::{Bind, REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, Window, can_bind};
 use crate::wire::Place;
 
 fn errno(number: c_int) {
@@ -15,18 +17,18 @@ fn errno(number: c_int) {
     unsafe { *libc::__errno_location() = number };
 }
 
-fn refuse<T>(number: c_int) -> *mut T {
+pub(crate) fn refuse<T>(number: c_int) -> *mut T {
     errno(number);
     std::ptr::null_mut()
 }
 
-fn give<T>(of: T) -> *mut T {
+pub(crate) fn give<T>(of: T) -> *mut T {
     Box::into_raw(Box::new(of))
 }
 
 /// # Safety
 /// For everything below: what libibverbs asks of its callers (verbs.h).
-unsafe fn drop_at<T>(of: *mut T) -> c_int {
+pub(crate) unsafe fn drop_at<T>(of: *mut T) -> c_int {
     // SAFETY: the caller's promise; `give` has made it.
     drop(unsafe { Box::from_raw(of) });
     0
@@ -86,9 +88,11 @@ unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_contex
         let mut v: verbs_context = std::mem::zeroed();
         v.sz = size_of::<verbs_context>();
         v.query_port = Some(query_port);
+        crate::xrc::table(&mut v);
         let c = &mut v.context;
         let mut two = [0; 2];
         libc::pipe2(two.as_mut_ptr(), libc::O_CLOEXEC);
+        world().asynchronous_fd = two[1];
         (c.device, c.async_fd, c.cmd_fd, c.num_comp_vectors) = (device, two[0], two[1], 1);
         c.abi_compat = std::ptr::without_provenance_mut(usize::MAX);
         c.ops.poll_cq = Some(poll_cq);
@@ -97,6 +101,9 @@ unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_contex
             c.ops.post_send = Some(null_post);
             return &raw mut (*give(v)).context;
         }
+        c.ops.alloc_mw = Some(alloc_mw);
+        c.ops.bind_mw = Some(bind_mw);
+        c.ops.dealloc_mw = Some(dealloc_mw);
         c.ops.req_notify_cq = Some(req_notify_cq);
         c.ops.post_send = Some(post_send);
         c.ops.post_recv = Some(post_recv);
@@ -124,6 +131,9 @@ unsafe extern "C" fn ibv_query_device(_: *mut ibv_context, attr: *mut ibv_device
         (a.max_mr, a.max_pd, a.max_srq, a.max_srq_wr, a.max_ah, a.phys_port_cnt) =
             (4096, 4096, 256, 1024, 4096, 1);
         (a.max_qp_rd_atom, a.max_qp_init_rd_atom, a.max_mr_size) = (16, 16, 1 << 40);
+        // IBV_DEVICE_MEM_WINDOW, IBV_DEVICE_XRC, IBV_DEVICE_MEM_WINDOW_TYPE_2B.
+        (a.device_cap_flags, a.max_mw) = (1 << 17 | 1 << 20 | 1 << 24, 4096);
+        (a.max_mcast_grp, a.max_mcast_qp_attach, a.max_total_mcast_qp_attach) = (4096, 4096, 4096);
         *attr = a;
     }
     0
@@ -187,28 +197,90 @@ unsafe extern "C" fn ibv_dealloc_pd(pd: *mut ibv_pd) -> c_int {
     unsafe { drop_at(pd) }
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C" fn ibv_reg_mr(pd: *mut ibv_pd, addr: *mut c_void, length: usize, _: c_int) -> *mut ibv_mr {
-    let mut w = world();
-    // From a small range: they collide after a restart. One of all processes of a host has each.
-    let hca = hca();
-    let mut key = 0x100 + (w.random() % 64) as u32;
-    while !hca.claim("key", key) {
+/// The upper bits of a key, from a small range: they collide after a restart. One of all processes of a host has each.
+fn new_key(w: &mut World) -> u32 {
+    let mut key = 1 + (w.random() % 64) as u32;
+    while !hca().claim("key", key) {
         key += 1;
     }
-    w.regions.insert(key, Region { at: addr.expose_provenance() as u64, length: length as u64 });
+    key
+}
+
+/// The two keys of a new region.
+fn region(w: &mut World, of: Region) -> (u32, u32) {
+    let key = new_key(w) << 8;
+    // As soft-RoCE has it (`rxe_mr_init` in rxe_mr.c).
+    let rkey = if of.access & (REMOTE_WRITE | REMOTE_READ | REMOTE_ATOMIC) != 0 { key } else { 0 };
+    w.regions.insert(key, of);
+    (key, rkey)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_reg_mr(
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    length: usize,
+    access: c_int,
+) -> *mut ibv_mr {
+    let at = addr.expose_provenance() as u64;
+    let of = Region { at, length: length as u64, access: access as u32, pd: pd.expose_provenance() };
+    let (key, rkey) = region(&mut world(), of);
     // SAFETY: as above.
     let context = unsafe { (*pd).context };
-    give(ibv_mr { context, pd, addr, length, handle: key, lkey: key, rkey: key })
+    give(ibv_mr { context, pd, addr, length, handle: key, lkey: key, rkey })
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int {
     // SAFETY: as above.
     unsafe {
-        world().regions.remove(&(*mr).lkey);
-        hca().free("key", (*mr).lkey);
+        let (mut w, key) = (world(), (*mr).lkey);
+        if w.windows.values().any(|m| m.bound.is_some_and(|b| b.region == key)) {
+            return libc::EBUSY;
+        }
+        w.regions.remove(&key);
+        hca().free("key", key >> 8);
         drop_at(mr)
+    }
+}
+
+unsafe extern "C" fn alloc_mw(pd: *mut ibv_pd, kind: ibv_mw_type::Type) -> *mut ibv_mw {
+    let mut w = world();
+    let index = new_key(&mut w);
+    // Nobody chooses the low bits of the first one.
+    let key = index << 8 | w.random() as u32 & 3;
+    w.windows.insert(index, Window { kind, key, pd: pd.expose_provenance(), bound: None });
+    // SAFETY: as above.
+    let context = unsafe { (*pd).context };
+    give(ibv_mw { context, pd, rkey: key, handle: index, type_: kind })
+}
+
+unsafe extern "C" fn dealloc_mw(mw: *mut ibv_mw) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let index = (*mw).handle;
+        world().windows.remove(&index);
+        hca().free("key", index);
+        drop_at(mw)
+    }
+}
+
+/// Of type 1: the next key, which the window has at once.
+unsafe extern "C" fn bind_mw(qp: *mut ibv_qp, mw: *mut ibv_mw, bind: *mut ibv_mw_bind) -> c_int {
+    // SAFETY: as above.
+    unsafe {
+        let b = &*bind;
+        let mut wr: ibv_send_wr = std::mem::zeroed();
+        (wr.wr_id, wr.opcode, wr.send_flags) = (b.wr_id, ibv_wr_opcode::IBV_WR_BIND_MW, b.send_flags);
+        let key = (*mw).rkey & !0xff | ((*mw).rkey + 1) & 0xff;
+        let own = &mut wr.bind_mw_tso_union.bind_mw;
+        (own.mw, own.rkey, own.bind_info) = (mw, key, b.bind_info);
+        let mut bad = std::ptr::null_mut();
+        let r = post_send(qp, &raw mut wr, &raw mut bad);
+        if r == 0 {
+            (*mw).rkey = key;
+        }
+        r
     }
 }
 
@@ -244,29 +316,91 @@ unsafe extern "C" fn ibv_get_cq_event(
     // SAFETY: as above.
     unsafe {
         let mut byte = 0u8;
-        if libc::read((*channel).fd, (&raw mut byte).cast(), 1) != 1 {
-            return -1;
+        loop {
+            if libc::read((*channel).fd, (&raw mut byte).cast(), 1) != 1 {
+                return -1;
+            }
+            let mut w = world();
+            let event = w.channels.get_mut(&channel.expose_provenance()).and_then(|c| c.events.pop_front());
+            // None: of a queue that is gone.
+            if let Some(at) = event {
+                *w.read.entry(at).or_default() += 1;
+                let own = std::ptr::with_exposed_provenance_mut::<ibv_cq>(at);
+                (*cq, *context) = (own, (*own).cq_context);
+                return 0;
+            }
         }
-        let event = world().channels.get_mut(&channel.expose_provenance()).and_then(|c| c.events.pop_front());
-        let own = std::ptr::with_exposed_provenance_mut::<ibv_cq>(event.unwrap_or(0));
-        (*cq, *context) = (own, (*own).cq_context);
     }
-    0
+}
+
+/// So many events of an object were acknowledged; no more than were read.
+fn acknowledge(at: usize, n: u32) {
+    let mut w = world();
+    let read = w.read.get_mut(&at).filter(|read| **read >= n);
+    let Some(read) = read else {
+        eprintln!("verbs model: {n} events of {at:#x} are acknowledged that were not read");
+        std::process::abort();
+    };
+    *read -= n;
+}
+
+/// An object is destroyed: what is unread of it is nobody's, and what was read is to be acknowledged before; else its memory would
+/// be used later.
+fn unread_no_more(at: usize) {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let mut w = world();
+        w.asynchronous.retain(|(element, _)| *element != at);
+        w.channels.values_mut().for_each(|c| c.events.retain(|cq| *cq != at));
+        if w.read.get(&at).is_none_or(|n| *n == 0) {
+            w.read.remove(&at);
+            return;
+        }
+        drop(w);
+        if Instant::now() > until {
+            eprintln!("verbs model: {at:#x} is destroyed, and events of it are not acknowledged");
+            std::process::abort();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ibv_ack_cq_events(_cq: *mut ibv_cq, _n: c_uint) {}
+extern "C" fn ibv_ack_cq_events(cq: *mut ibv_cq, n: c_uint) {
+    acknowledge(cq.expose_provenance(), n);
+}
+
+/// `struct ibv_async_event`.
+#[repr(C)]
+struct Event {
+    element: usize,
+    kind: u32,
+}
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ibv_get_async_event(context: *mut ibv_context, _event: *mut ibv_async_event) -> c_int {
+unsafe extern "C" fn ibv_get_async_event(context: *mut ibv_context, event: *mut ibv_async_event) -> c_int {
     let mut byte = 0u8;
-    // SAFETY: as above. Nothing is ever written there.
-    unsafe { libc::read((*context).async_fd, (&raw mut byte).cast(), 1) };
-    -1
+    loop {
+        // SAFETY: as above.
+        unsafe {
+            if libc::read((*context).async_fd, (&raw mut byte).cast(), 1) != 1 {
+                return -1;
+            }
+            let mut w = world();
+            if let Some((element, kind)) = w.asynchronous.pop_front() {
+                *w.read.entry(element).or_default() += 1;
+                event.cast::<Event>().write(Event { element, kind });
+                return 0;
+            }
+        }
+    }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ibv_ack_async_event(_event: *mut ibv_async_event) {}
+unsafe extern "C" fn ibv_ack_async_event(event: *mut ibv_async_event) {
+    // SAFETY: as above.
+    acknowledge(unsafe { (*event.cast::<Event>()).element }, 1);
+}
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_create_cq(
@@ -289,6 +423,8 @@ unsafe extern "C" fn ibv_create_cq(
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int {
+    // A system call: others come in between.
+    std::thread::sleep(Duration::from_micros(200));
     let mut w = world();
     let room = usize::try_from(cqe).unwrap_or(0);
     match w.cqs.get_mut(&cq.expose_provenance()) {
@@ -308,6 +444,8 @@ unsafe extern "C" fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int {
         return libc::EBUSY;
     }
     w.cqs.remove(&at);
+    drop(w);
+    unread_no_more(at);
     // SAFETY: as above.
     unsafe { drop_at(cq) }
 }
@@ -319,19 +457,30 @@ unsafe extern "C" fn ibv_create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_att
         let mut own: ibv_srq = std::mem::zeroed();
         (own.context, own.pd, own.srq_context) = ((*pd).context, pd, (*attr).srq_context);
         let own = give(own);
-        world().srqs.insert(own.expose_provenance(), Default::default());
+        world().srqs.insert(own.expose_provenance(), Srq::default());
         own
     }
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ibv_modify_srq(_: *mut ibv_srq, _: *mut ibv_srq_attr, _: c_int) -> c_int {
+unsafe extern "C" fn ibv_modify_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) -> c_int {
+    let mut w = world();
+    let Some(q) = w.srqs.get_mut(&srq.expose_provenance()) else { return libc::EINVAL };
+    // IBV_SRQ_LIMIT.
+    if mask & 2 != 0 {
+        // SAFETY: as above.
+        q.limit = unsafe { (*attr).srq_limit } as usize;
+    }
     0
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_destroy_srq(srq: *mut ibv_srq) -> c_int {
-    world().srqs.remove(&srq.expose_provenance());
+    let known = world().srqs.remove(&srq.expose_provenance());
+    if let Some(xrc) = known.and_then(|s| s.xrc) {
+        hca().free("srq", xrc.number);
+    }
+    unread_no_more(srq.expose_provenance());
     // SAFETY: as above.
     unsafe { drop_at(srq) }
 }
@@ -351,22 +500,77 @@ unsafe extern "C" fn ibv_destroy_ah(ah: *mut ibv_ah) -> c_int {
     unsafe { drop_at(ah.cast::<(ibv_ah, Place)>()) }
 }
 
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_init_ah_from_wc(
+    _: *mut ibv_context,
+    port: u8,
+    wc: *mut ibv_wc,
+    grh: *mut ibv_grh,
+    attr: *mut ibv_ah_attr,
+) -> c_int {
+    // SAFETY: as above; 40 bytes, if the completion says that there is a header.
+    unsafe {
+        let (wc, a) = (&*wc, &mut *attr);
+        *a = std::mem::zeroed();
+        (a.dlid, a.sl, a.src_path_bits, a.port_num) = (wc.slid, wc.sl, wc.dlid_path_bits, port);
+        if wc.wc_flags & 1 != 0 {
+            let [from, to] = crate::wire::ends(&*grh.cast());
+            let Some(index) = hca().gids.iter().position(|gid| *gid == to) else {
+                errno(libc::EINVAL);
+                return -1;
+            };
+            (a.is_global, a.grh.dgid.raw, a.grh.sgid_index, a.grh.hop_limit) = (1, from, index as u8, 0xff);
+        }
+    }
+    0
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_create_ah_from_wc(
+    pd: *mut ibv_pd,
+    wc: *mut ibv_wc,
+    grh: *mut ibv_grh,
+    port: u8,
+) -> *mut ibv_ah {
+    // SAFETY: as above.
+    unsafe {
+        let mut attr: ibv_ah_attr = std::mem::zeroed();
+        if ibv_init_ah_from_wc((*pd).context, port, wc, grh, &raw mut attr) != 0 {
+            return std::ptr::null_mut();
+        }
+        ibv_create_ah(pd, &raw mut attr)
+    }
+}
+
 unsafe fn place(attr: &ibv_ah_attr, number: u32) -> Place {
     // SAFETY: sixteen bytes, whatever they mean.
     let gid = unsafe { attr.grh.dgid.raw };
-    Place { gid: (attr.is_global != 0).then_some(gid), lid: attr.dlid, number }
+    Place { gid: (attr.is_global != 0).then_some(gid), lid: attr.dlid, number, index: attr.grh.sgid_index }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr) -> *mut ibv_qp {
+    // SAFETY: as above.
+    unsafe { make_qp((*pd).context, pd, &mut *attr, 0) }
+}
+
+/// A queue pair, of a protection domain or of one of extended connections.
+///
+/// # Safety
+/// As above.
+pub(crate) unsafe fn make_qp(
+    context: *mut ibv_context,
+    pd: *mut ibv_pd,
+    a: &mut ibv_qp_init_attr,
+    domain: u32,
+) -> *mut ibv_qp {
     let (hca, mut w) = (hca(), world());
     // SAFETY: as above.
     unsafe {
-        let a = &mut *attr;
         let mut number = 0x11 + (w.random() % 24) as u32;
-        let by = |gid: Option<[u8; 16]>, number: u32| Place { gid, lid: hca.lid, number };
+        let by = |gid: Option<[u8; 16]>, number: u32| Place { gid, lid: hca.lid, number, index: 1 };
         // One of all processes of a host has each.
-        while !hca.claim("number", number) {
+        while w.qps.contains_key(&number) || !hca.claim("number", number) {
             number += 1;
         }
         let name = crate::engine::name();
@@ -376,15 +580,18 @@ unsafe extern "C" fn ibv_create_qp(pd: *mut ibv_pd, attr: *mut ibv_qp_init_attr)
             let _ = std::os::unix::fs::symlink(&name, &path);
         }
         let mut own: ibv_qp = std::mem::zeroed();
-        (own.context, own.qp_context, own.pd) = ((*pd).context, a.qp_context, pd);
+        (own.context, own.qp_context, own.pd) = (context, a.qp_context, pd);
         (own.send_cq, own.recv_cq, own.srq) = (a.send_cq, a.recv_cq, a.srq);
         (own.qp_num, own.qp_type, own.state) = (number, a.qp_type, ibv_qp_state::IBV_QPS_RESET);
         let queues =
             [a.send_cq.expose_provenance(), a.recv_cq.expose_provenance(), a.srq.expose_provenance()];
         let global = hca.lid == 0;
         let own_place = by(global.then_some(hca.gids[1]), number);
-        w.qps.insert(number, Qp::new(a.qp_type, queues, own_place));
-        give(own)
+        let own = give(own);
+        let mut new = Qp::new(own.expose_provenance(), a.qp_type, pd.expose_provenance(), queues, own_place);
+        new.domain = domain;
+        w.qps.insert(number, new);
+        own
     }
 }
 
@@ -393,7 +600,11 @@ unsafe extern "C" fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int {
     // SAFETY: as above.
     unsafe {
         let number = (*qp).qp_num;
-        world().qps.remove(&number);
+        let mut w = world();
+        w.qps.remove(&number);
+        w.detach_all(number);
+        drop(w);
+        unread_no_more(qp.expose_provenance());
         hca().free("number", number);
         drop_at(qp)
     }
@@ -406,7 +617,7 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
     unsafe {
         let (a, number) = (&*attr, (*qp).qp_num);
         let Some(q) = w.qps.get_mut(&number) else { return libc::EINVAL };
-        // IBV_QP_AV, RNR_RETRY, RQ_PSN, SQ_PSN, DEST_QPN, STATE.
+        // IBV_QP_AV, RNR_RETRY, MIN_RNR_TIMER, RQ_PSN, SQ_PSN, DEST_QPN, STATE.
         if mask & 1 << 7 != 0 {
             q.peer = Place { number: q.peer.number, ..place(&a.ah_attr, 0) };
         }
@@ -415,6 +626,9 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
         }
         if mask & 1 << 11 != 0 {
             q.rnr_retry = u32::from(a.rnr_retry);
+        }
+        if mask & 1 << 15 != 0 {
+            q.rnr_timer = u32::from(a.min_rnr_timer);
         }
         if mask & 1 << 12 != 0 {
             q.expected = a.rq_psn;
@@ -456,6 +670,7 @@ unsafe extern "C" fn ibv_query_qp(
     unsafe {
         let Some(q) = w.qps.get(&(*qp).qp_num) else { return libc::EINVAL };
         ((*attr).qp_state, (*attr).cur_qp_state) = (q.state, q.state);
+        (*attr).rnr_retry = q.rnr_retry as u8;
         (*qp).state = q.state;
     }
     0
@@ -487,8 +702,16 @@ unsafe extern "C" fn post_send(
         }
         while let Some(r) = wr.as_ref() {
             use ibv_wr_opcode as op;
-            let (mut key, mut words, mut to) = (0, [0; 3], None);
+            let (mut key, mut words, mut to, mut bind) = (0, [0; 3], None, None);
             match r.opcode {
+                op::IBV_WR_BIND_MW if !can_bind(q.kind) => {
+                    *bad = wr;
+                    return libc::EINVAL;
+                }
+                op::IBV_WR_BIND_MW => {
+                    let b = &r.bind_mw_tso_union.bind_mw;
+                    bind = Some(Bind::of(b.mw, b.rkey, &b.bind_info));
+                }
                 op::IBV_WR_RDMA_WRITE | op::IBV_WR_RDMA_WRITE_WITH_IMM | op::IBV_WR_RDMA_READ => {
                     (key, words[0]) = (r.wr.rdma.rkey, r.wr.rdma.remote_addr);
                 }
@@ -516,6 +739,8 @@ unsafe extern "C" fn post_send(
                 elements,
                 data,
                 to,
+                bind,
+                srq: if q.kind == ibv_qp_type::IBV_QPT_XRC_SEND { r.qp_type.xrc.remote_srqn } else { 0 },
             });
             wr = r.next;
         }
@@ -554,7 +779,7 @@ unsafe extern "C" fn post_srq_recv(
     let mut w = world();
     let Some(q) = w.srqs.get_mut(&srq.expose_provenance()) else { return libc::EINVAL };
     // SAFETY: as above.
-    unsafe { receives(wr, |r| q.push_back(r)) };
+    unsafe { receives(wr, |r| q.receives.push_back(r)) };
     0
 }
 
@@ -611,6 +836,8 @@ extern "C" fn ibv_wc_status_str(status: c_uint) -> *const c_char {
     let text = match status {
         0 => c"success",
         5 => c"Work Request Flushed Error",
+        6 => c"memory window bind error",
+        10 => c"remote access error",
         12 => c"transport retry counter exceeded",
         13 => c"RNR retry counter exceeded",
         _ => c"another error",
@@ -623,9 +850,36 @@ extern "C" fn ibv_fork_init() -> c_int {
     0
 }
 
+/// Always with another key.
 #[unsafe(no_mangle)]
-extern "C" fn ibv_rereg_mr(_: *mut ibv_mr) -> c_int {
-    libc::EOPNOTSUPP
+unsafe extern "C" fn ibv_rereg_mr(
+    mr: *mut ibv_mr,
+    flags: c_int,
+    pd: *mut ibv_pd,
+    addr: *mut c_void,
+    length: usize,
+    access: c_int,
+) -> c_int {
+    // SAFETY: as above. IBV_REREG_MR_CHANGE_TRANSLATION, _PD, _ACCESS.
+    unsafe {
+        let (mut w, m) = (world(), &mut *mr);
+        let before = m.lkey;
+        if w.windows.values().any(|m| m.bound.is_some_and(|b| b.region == before)) {
+            return libc::EBUSY;
+        }
+        if flags & 1 != 0 {
+            (m.addr, m.length) = (addr, length);
+        }
+        if flags & 2 != 0 {
+            m.pd = pd;
+        }
+        let Some(was) = w.regions.remove(&before) else { return libc::EINVAL };
+        let (at, length) = (m.addr.expose_provenance() as u64, m.length as u64);
+        let access = if flags & 4 != 0 { access as u32 } else { was.access };
+        (m.lkey, m.rkey) = region(&mut w, Region { at, length, access, pd: m.pd.expose_provenance() });
+        hca().free("key", before >> 8);
+    }
+    0
 }
 
 #[unsafe(no_mangle)]

@@ -3,7 +3,7 @@
 //! What a reader would get wrong: a queue pair has one request under way at a time, which is sent again until it is answered; so who
 //! answers keeps the last answer, and executes nothing twice.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -15,7 +15,10 @@ use rdma_sys::{
     ibv_wr_opcode as op,
 };
 
+use crate::groups;
+use crate::windows::{Bind, REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, Window};
 use crate::wire::{Kind, Packet, Place};
+use crate::xrc;
 
 /// An element of a request: address, length, key.
 pub(crate) type Element = (u64, u32, u32);
@@ -40,6 +43,19 @@ pub(crate) struct Request {
     pub(crate) data: Option<Vec<u8>>,
     /// Of a datagram.
     pub(crate) to: Option<Place>,
+    /// Of a memory window.
+    pub(crate) bind: Option<Bind>,
+    /// The shared queue that it is for (XRC).
+    pub(crate) srq: u32,
+}
+
+/// A shared receive queue.
+#[derive(Debug, Default)]
+pub(crate) struct Srq {
+    pub(crate) receives: VecDeque<Receive>,
+    /// The number of receives below which an event comes (0: none).
+    pub(crate) limit: usize,
+    pub(crate) xrc: Option<xrc::Of>,
 }
 
 #[derive(Debug, Default)]
@@ -69,12 +85,17 @@ pub(crate) struct Channel {
 
 #[derive(Debug)]
 pub(crate) struct Qp {
+    /// Address of its object.
+    pub(crate) at: usize,
     pub(crate) kind: u32,
+    pub(crate) pd: usize,
     pub(crate) state: u32,
     /// Addresses of queues; 0: none.
     pub(crate) send_cq: usize,
     pub(crate) recv_cq: usize,
     pub(crate) srq: usize,
+    /// Of extended connections; 0: none.
+    pub(crate) domain: u32,
     pub(crate) sends: VecDeque<Request>,
     pub(crate) receives: VecDeque<Receive>,
     pub(crate) own: Place,
@@ -83,8 +104,11 @@ pub(crate) struct Qp {
     pub(crate) psn: u32,
     pub(crate) expected: u32,
     pub(crate) rnr_retry: u32,
+    /// What the other end is told when no receive is there.
+    pub(crate) rnr_timer: u32,
     sent: Option<Instant>,
     tries: u32,
+    rnr_tries: u32,
     not_before: Option<Instant>,
     /// It was executed: with this, from then on.
     answer: Option<(Instant, Vec<u8>)>,
@@ -92,13 +116,22 @@ pub(crate) struct Qp {
 }
 
 impl Qp {
-    pub(crate) fn new(kind: u32, [send_cq, recv_cq, srq]: [usize; 3], own: Place) -> Qp {
+    pub(crate) fn new(
+        at: usize,
+        kind: u32,
+        pd: usize,
+        [send_cq, recv_cq, srq]: [usize; 3],
+        own: Place,
+    ) -> Qp {
         Qp {
+            at,
             kind,
+            pd,
             state: state::IBV_QPS_RESET,
             send_cq,
             recv_cq,
             srq,
+            domain: 0,
             sends: VecDeque::new(),
             receives: VecDeque::new(),
             own,
@@ -106,8 +139,10 @@ impl Qp {
             psn: 0,
             expected: 0,
             rnr_retry: 0,
+            rnr_timer: 0,
             sent: None,
             tries: 0,
+            rnr_tries: 0,
             not_before: None,
             answer: None,
             last: None,
@@ -116,8 +151,12 @@ impl Qp {
 
     /// To its first state.
     pub(crate) fn reset(&mut self) {
-        *self =
-            Qp { kind: self.kind, ..Qp::new(self.kind, [self.send_cq, self.recv_cq, self.srq], self.own) };
+        let queues = [self.send_cq, self.recv_cq, self.srq];
+        *self = Qp { domain: self.domain, ..Qp::new(self.at, self.kind, self.pd, queues, self.own) };
+    }
+
+    fn is_reliable(&self) -> bool {
+        matches!(self.kind, kind::IBV_QPT_RC | kind::IBV_QPT_XRC_SEND | kind::IBV_QPT_XRC_RECV)
     }
 }
 
@@ -125,6 +164,8 @@ impl Qp {
 pub(crate) struct Region {
     pub(crate) at: u64,
     pub(crate) length: u64,
+    pub(crate) access: u32,
+    pub(crate) pd: usize,
 }
 
 /// All that there is.
@@ -132,9 +173,19 @@ pub(crate) struct Region {
 pub(crate) struct World {
     pub(crate) qps: BTreeMap<u32, Qp>,
     pub(crate) cqs: BTreeMap<usize, Cq>,
-    pub(crate) srqs: BTreeMap<usize, VecDeque<Receive>>,
+    pub(crate) srqs: BTreeMap<usize, Srq>,
+    pub(crate) domains: BTreeMap<u32, xrc::Domain>,
     pub(crate) channels: BTreeMap<usize, Channel>,
     pub(crate) regions: BTreeMap<u32, Region>,
+    /// By the upper bits of their keys.
+    pub(crate) windows: BTreeMap<u32, Window>,
+    /// Multicast groups: queue pairs.
+    pub(crate) groups: BTreeMap<[u8; 16], BTreeSet<u32>>,
+    /// Asynchronous events that are unread: an object's address, and the kind. A byte for each goes into this.
+    pub(crate) asynchronous: VecDeque<(usize, u32)>,
+    pub(crate) asynchronous_fd: i32,
+    /// Events of any kind that were read and are not acknowledged, by the object's address.
+    pub(crate) read: BTreeMap<usize, u32>,
     random: u64,
 }
 
@@ -178,10 +229,20 @@ impl Hca {
     }
 }
 
+impl Hca {
+    /// An address by its index.
+    pub(crate) fn gid(&self, index: u8) -> [u8; 16] {
+        self.gids[usize::from(index) % self.gids.len()]
+    }
+}
+
 static HCA: OnceLock<Hca> = OnceLock::new();
 
 const AGAIN: Duration = Duration::from_millis(100);
 const TRIES: u32 = 100;
+/// Where completions are late: one in so many is this late, and the acknowledgement of one in so many is lost.
+const RARE: u64 = 300;
+const LONG: Duration = Duration::from_millis(250);
 pub(crate) const LONGEST: usize = 64 << 10;
 
 fn setting(name: &str) -> Option<u64> {
@@ -305,10 +366,6 @@ impl World {
         }
     }
 
-    fn remote(&self, key: u32, at: u64, n: usize) -> bool {
-        self.regions.get(&key).is_some_and(|r| r.at <= at && at + n as u64 <= r.at + r.length)
-    }
-
     fn complete(&mut self, cq: usize, wc: ibv_wc, solicited: bool) {
         let Some(q) = self.cqs.get_mut(&cq) else { return };
         if q.entries.len() >= q.room {
@@ -327,15 +384,27 @@ impl World {
         }
     }
 
+    /// An asynchronous event.
+    fn tell(&mut self, element: usize, kind: u32) {
+        self.asynchronous.push_back((element, kind));
+        // SAFETY: one byte into a pipe of ours.
+        unsafe { libc::write(self.asynchronous_fd, [1u8].as_ptr().cast(), 1) };
+    }
+
     /// Fails what is posted.
     pub(crate) fn flush(&mut self, number: u32) {
         let Some(q) = self.qps.get_mut(&number) else { return };
+        // IBV_EVENT_QP_LAST_WQE_REACHED: no more receives of the shared queue are its own.
+        let last = (q.srq != 0 && q.state != state::IBV_QPS_ERR).then_some((q.at, 16));
         q.state = state::IBV_QPS_ERR;
         let (sends, receives) = (std::mem::take(&mut q.sends), std::mem::take(&mut q.receives));
         let (send_cq, recv_cq) = (q.send_cq, q.recv_cq);
         let all = sends.iter().map(|s| (send_cq, s.id)).chain(receives.iter().map(|r| (recv_cq, r.id)));
         for (cq, id) in all.collect::<Vec<_>>() {
             self.complete(cq, wc(id, number, status::IBV_WC_WR_FLUSH_ERR), false);
+        }
+        if let Some((at, kind)) = last {
+            self.tell(at, kind);
         }
     }
 
@@ -352,7 +421,8 @@ impl World {
     fn progress(&mut self) -> bool {
         let now = Instant::now();
         let mut busy = false;
-        for number in self.qps.keys().copied().collect::<Vec<_>>() {
+        let busy_ones = self.qps.iter().filter(|(_, q)| !q.sends.is_empty()).map(|(n, _)| *n);
+        for number in busy_ones.collect::<Vec<_>>() {
             while self.step(number, now) {}
             busy |= self.qps.get(&number).is_some_and(|q| !q.sends.is_empty());
         }
@@ -362,7 +432,9 @@ impl World {
     /// True: once more.
     fn step(&mut self, number: u32, now: Instant) -> bool {
         let Some(q) = self.qps.get_mut(&number) else { return false };
-        let Some(head) = q.sends.front() else { return false };
+        if q.sends.is_empty() {
+            return false;
+        }
         if q.state == state::IBV_QPS_ERR {
             self.flush(number);
             return false;
@@ -381,8 +453,19 @@ impl World {
         if q.not_before.is_some_and(|t| t > now) || q.sent.is_some_and(|t| t + AGAIN > now) {
             return false;
         }
+        if let Some(done) = self.local(number) {
+            let late = self.late();
+            match (done, self.qps.get_mut(&number)) {
+                (Ok(()), Some(q)) => q.answer = Some((now + late, Vec::new())),
+                (Err(why), _) => self.fail(number, why),
+                (Ok(()), None) => {}
+            }
+            return true;
+        }
+        let Some(q) = self.qps.get_mut(&number) else { return false };
+        let Some(head) = q.sends.front() else { return false };
         q.tries += 1;
-        if q.tries > TRIES && q.kind == kind::IBV_QPT_RC {
+        if q.tries > TRIES && q.is_reliable() {
             self.fail(number, status::IBV_WC_RETRY_EXC_ERR);
             return false;
         }
@@ -404,20 +487,30 @@ impl World {
         let packet = Packet {
             kind: Kind::Request,
             to: to.number,
-            from: q.own,
+            // Who is written to by an address is told ours.
+            from: Place { gid: to.gid.map(|_| hca().gid(to.index)), ..q.own },
+            to_gid: to.gid,
             psn: q.psn,
             opcode: head.opcode,
             imm: head.imm,
             key: head.key,
+            srq: head.srq,
             solicited: head.solicited,
             words,
             data,
         };
         let elements = if head.data.is_some() { Vec::new() } else { head.elements.clone() };
-        let reliable = q.kind == kind::IBV_QPT_RC;
+        let reliable = q.is_reliable();
         (q.sent, q.not_before) = (Some(now), None);
         self.check(&elements);
-        let went = send(&to, &packet);
+        let went = if let Some(gid) = groups::of(&to) {
+            groups::send(&gid, packet, |device, packet| {
+                let _ = hca().socket.send_to(&packet.pack(), device);
+            });
+            true
+        } else {
+            send(&to, &packet)
+        };
         let Some(q) = self.qps.get_mut(&number) else { return false };
         if reliable {
             if !went {
@@ -434,8 +527,9 @@ impl World {
     fn succeed(&mut self, number: u32, data: &[u8]) {
         let Some(q) = self.qps.get_mut(&number) else { return };
         let Some(head) = q.sends.pop_front() else { return };
-        (q.sent, q.tries, q.not_before) = (None, 0, None);
-        q.psn = (q.psn + 1) & 0x00ff_ffff;
+        (q.sent, q.tries, q.rnr_tries, q.not_before) = (None, 0, 0, None);
+        let local = matches!(head.opcode, op::IBV_WR_BIND_MW | op::IBV_WR_LOCAL_INV);
+        q.psn = (q.psn + u32::from(!local)) & 0x00ff_ffff;
         let cq = q.send_cq;
         // SAFETY: as above.
         unsafe { scatter(data, if data.is_empty() { &[] } else { &head.elements }) };
@@ -446,6 +540,8 @@ impl World {
                 op::IBV_WR_RDMA_READ => done::IBV_WC_RDMA_READ,
                 op::IBV_WR_ATOMIC_CMP_AND_SWP => done::IBV_WC_COMP_SWAP,
                 op::IBV_WR_ATOMIC_FETCH_AND_ADD => done::IBV_WC_FETCH_ADD,
+                op::IBV_WR_BIND_MW => done::IBV_WC_BIND_MW,
+                op::IBV_WR_LOCAL_INV => done::IBV_WC_LOCAL_INV,
                 _ => done::IBV_WC_SEND,
             };
             wc.byte_len = u32::try_from(data.len()).unwrap_or(0);
@@ -453,10 +549,26 @@ impl World {
         }
     }
 
-    fn hear(&mut self, p: Packet) {
-        let number = p.to;
+    /// How much later than it has happened something is seen.
+    fn late(&mut self) -> Duration {
         let delay = hca().delay;
-        let late = Duration::from_micros(if delay == 0 { 0 } else { self.random() % delay });
+        let long = if delay != 0 && self.random().is_multiple_of(RARE) { LONG } else { Duration::ZERO };
+        long + Duration::from_micros(if delay == 0 { 0 } else { self.random() % delay })
+    }
+
+    fn hear(&mut self, p: Packet) {
+        if p.to == groups::ALL {
+            for number in self.attached(&p) {
+                self.execute(number, p.clone());
+            }
+            return;
+        }
+        // Another host's.
+        if p.to_gid.is_some_and(|gid| !hca().gids.contains(&gid)) {
+            return;
+        }
+        let number = p.to;
+        let late = self.late();
         let Some(q) = self.qps.get_mut(&number) else { return };
         if p.kind == Kind::Request {
             self.execute(number, p);
@@ -468,9 +580,10 @@ impl World {
         let now = Instant::now();
         match p.kind {
             Kind::Ack => q.answer = Some((now + late, p.data)),
-            Kind::NotReady if q.rnr_retry == 7 || q.tries < q.rnr_retry => {
-                q.tries -= u32::from(q.rnr_retry == 7).min(q.tries);
-                (q.sent, q.not_before) = (None, Some(now + Duration::from_millis(1)));
+            Kind::NotReady if q.rnr_retry == 7 || q.rnr_tries < q.rnr_retry => {
+                // It was answered.
+                (q.tries, q.rnr_tries) = (0, q.rnr_tries + u32::from(q.rnr_retry != 7));
+                (q.sent, q.not_before) = (None, Some(now + not_ready(p.imm)));
             }
             Kind::NotReady => self.fail(number, status::IBV_WC_RNR_RETRY_EXC_ERR),
             Kind::Access => self.fail(number, status::IBV_WC_REM_ACCESS_ERR),
@@ -481,10 +594,15 @@ impl World {
     /// A request of the other end's.
     fn execute(&mut self, number: u32, p: Packet) {
         let Some(q) = self.qps.get_mut(&number) else { return };
+        // What it has refused, before it was in error, it goes on to refuse.
+        let again = q.last.clone().filter(|l| q.is_reliable() && l.psn == p.psn);
+        if let Some(last) = again.filter(|_| q.state == state::IBV_QPS_ERR) {
+            send(&q.peer, &last);
+        }
         if !matches!(q.state, state::IBV_QPS_RTR | state::IBV_QPS_RTS | state::IBV_QPS_SQD) {
             return;
         }
-        let (connected, reliable) = (q.kind != kind::IBV_QPT_UD, q.kind == kind::IBV_QPT_RC);
+        let (connected, reliable) = (q.kind != kind::IBV_QPT_UD, q.is_reliable());
         if connected && p.from.number != q.peer.number {
             return;
         }
@@ -498,7 +616,8 @@ impl World {
         let answer = |kind: Kind, data: Vec<u8>| Packet {
             kind,
             to: p.from.number,
-            from: own,
+            from: Place { gid: p.to_gid, ..own },
+            to_gid: p.from.gid,
             data,
             words: [0; 3],
             ..p.clone()
@@ -508,36 +627,60 @@ impl World {
         if !reliable {
             return;
         }
-        let packet = answer(kind, done.unwrap_or_default());
-        if kind != Kind::NotReady {
-            if let Some(q) = self.qps.get_mut(&number) {
+        let mut packet = answer(kind, done.unwrap_or_default());
+        if let Some(q) = self.qps.get_mut(&number) {
+            if kind == Kind::NotReady {
+                packet.imm = q.rnr_timer;
+            } else {
                 q.expected = (q.expected + 1) & 0x00ff_ffff;
                 q.last = Some(packet.clone());
             }
         }
-        send(&peer, &packet);
+        let lost = kind == Kind::Ack && hca().delay != 0 && self.random().is_multiple_of(RARE);
+        if !lost {
+            send(&peer, &packet);
+        }
+        // Who has refused a request is in error as well (faults of class C, as rxe_resp.c names them).
+        if matches!(kind, Kind::Access | Kind::Length) {
+            self.flush(number);
+        }
     }
 
     /// Executes it: what was read, or why not.
     fn take(&mut self, number: u32, p: &Packet) -> Result<Vec<u8>, Kind> {
         let [at, one, two] = p.words;
-        let there = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
         let n = match p.opcode {
             op::IBV_WR_RDMA_READ => one as usize,
             op::IBV_WR_ATOMIC_CMP_AND_SWP | op::IBV_WR_ATOMIC_FETCH_AND_ADD => 8,
             _ => p.data.len(),
         };
         let sends = matches!(p.opcode, op::IBV_WR_SEND | op::IBV_WR_SEND_WITH_IMM | op::IBV_WR_SEND_WITH_INV);
-        if !sends && n > 0 && !self.remote(p.key, at, n) {
+        let need = match p.opcode {
+            op::IBV_WR_RDMA_READ => REMOTE_READ,
+            op::IBV_WR_ATOMIC_CMP_AND_SWP | op::IBV_WR_ATOMIC_FETCH_AND_ADD => REMOTE_ATOMIC,
+            _ => REMOTE_WRITE,
+        };
+        let (kind_here, domain, own, pd) =
+            self.qps.get(&number).map_or((0, 0, 0, 0), |q| (q.kind, q.domain, q.srq, q.pd));
+        // Of extended connections keys and receives are those of the queue that the request names.
+        let named = match kind_here {
+            kind::IBV_QPT_XRC_RECV => Some(self.named(domain, p.srq).ok_or(Kind::Length)?),
+            _ => None,
+        };
+        let shared = named.map_or(own, |(at, _)| at);
+        let pair = (number, named.map_or(pd, |(_, of)| of.pd));
+        let at =
+            if sends || n == 0 { at } else { self.remote(pair, p.key, at, n, need).ok_or(Kind::Access)? };
+        let there = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
+        let invalidates = p.opcode == op::IBV_WR_SEND_WITH_INV;
+        if invalidates && !self.can_invalidate(number, p.imm) {
             return Err(Kind::Access);
         }
         let receive = if sends || p.opcode == op::IBV_WR_RDMA_WRITE_WITH_IMM {
-            let q = self.qps.get_mut(&number).ok_or(Kind::Access)?;
-            let shared = q.srq;
             let one = if shared == 0 {
-                q.receives.pop_front()
+                self.qps.get_mut(&number).and_then(|q| q.receives.pop_front())
             } else {
-                self.srqs.get_mut(&shared).and_then(VecDeque::pop_front)
+                self.receive_of(shared)
             };
             Some(one.ok_or(Kind::NotReady)?)
         } else {
@@ -575,15 +718,37 @@ impl World {
             }
         }
         if let Some(receive) = receive {
-            self.received(number, p, &receive)?;
+            self.received(number, p, &receive, named.map(|(_, of)| of.cq))?;
+        }
+        if invalidates {
+            self.invalidate(number, p.imm);
         }
         Ok(Vec::new())
     }
 
-    fn received(&mut self, number: u32, p: &Packet, receive: &Receive) -> Result<(), Kind> {
+    /// The next receive of a shared queue.
+    fn receive_of(&mut self, shared: usize) -> Option<Receive> {
+        let q = self.srqs.get_mut(&shared)?;
+        let one = q.receives.pop_front();
+        if q.receives.len() < q.limit {
+            q.limit = 0;
+            // IBV_EVENT_SRQ_LIMIT_REACHED.
+            self.tell(shared, 15);
+        }
+        one
+    }
+
+    fn received(
+        &mut self,
+        number: u32,
+        p: &Packet,
+        receive: &Receive,
+        to: Option<usize>,
+    ) -> Result<(), Kind> {
         self.check(&receive.elements);
         let (cq, datagram) =
             self.qps.get(&number).map_or((0, false), |q| (q.recv_cq, q.kind == kind::IBV_QPT_UD));
+        let cq = to.unwrap_or(cq);
         let mut wc = wc(receive.id, number, status::IBV_WC_SUCCESS);
         let write = p.opcode == op::IBV_WR_RDMA_WRITE_WITH_IMM;
         wc.opcode = if write { done::IBV_WC_RECV_RDMA_WITH_IMM } else { done::IBV_WC_RECV };
@@ -597,14 +762,9 @@ impl World {
         };
         let mut data = p.data.clone();
         if datagram {
-            // The sender's address, as the header of RoCE over IPv4 or a global one has it.
-            let mut header = [0u8; 40];
-            if let Some(gid) = p.from.gid {
-                header[0] = 0x60;
-                header[8..24].copy_from_slice(&gid);
-                wc.wc_flags |= 1;
-            }
-            data.splice(0..0, header);
+            let both = p.from.gid.zip(p.to_gid);
+            wc.wc_flags |= u32::from(both.is_some());
+            data.splice(0..0, both.map_or([0x5a; 40], |(from, to)| crate::wire::header(&from, &to)));
             (wc.src_qp, wc.slid) = (p.from.number, p.from.lid);
             wc.byte_len += 40;
         }
@@ -616,6 +776,19 @@ impl World {
         self.complete(cq, wc, p.solicited);
         if fits { Ok(()) } else { Err(Kind::Length) }
     }
+}
+
+/// How long a sender waits for a receive before it tries again: the timer that its other end names (InfiniBand specification, table 45),
+/// and a millisecond at least.
+fn not_ready(timer: u32) -> Duration {
+    let micros = match timer & 31 {
+        0 => 655_360,
+        n @ 1..=4 => 10 * n,
+        // Every second one is twice as long: 0.06, 0.08, 0.12 ms ...
+        n if n % 2 == 1 => 60 << ((n - 5) / 2),
+        n => 80 << ((n - 6) / 2),
+    };
+    Duration::from_micros(u64::from(micros)).max(Duration::from_millis(1))
 }
 
 fn wc(id: u64, number: u32, status: u32) -> ibv_wc {

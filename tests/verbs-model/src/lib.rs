@@ -1,7 +1,8 @@
 //! A model of the verbs: a library with the public ABI of libibverbs.so.1 whose devices are a thread and a socket. Loaded *downstairs* in the
 //! place of the real one, or natively in the place of it.
 //!
-//! - [`wire`]: what goes from one device to another. [`engine`]: the device, which executes requests. `abi`: what libibverbs exports.
+//! - [`wire`]: what goes from one device to another. [`engine`]: the device, which executes requests; [`windows`]: keys and memory
+//!   windows; [`groups`]: multicast; [`xrc`]: extended connections. `abi`: what libibverbs exports.
 //!
 //! What it shows that soft-RoCE does not: InfiniBand's LIDs; numbers of queue pairs and keys from a small range, so that they
 //! collide after a restart; acknowledgements that come late, after the other end has executed the request. The environment says
@@ -25,4 +26,7 @@
 
 mod abi;
 mod engine;
+mod groups;
+mod windows;
 mod wire;
+mod xrc;

@@ -81,7 +81,10 @@ fn play(me: Rank, action: ClientAction, seen: &mut Vec<String>) -> Vec<Local> {
             vec![Local::Drained]
         }
         ClientAction::Snapshot { ckpt, .. } if habit == Habit::NoSpace => {
-            vec![Local::Snapped { bytes: 1 }, Local::WriteFailed { ckpt, reason: "no space left".into() }]
+            vec![
+                Local::Snapped { bytes: 1, direct: false },
+                Local::WriteFailed { ckpt, reason: "no space left".into() },
+            ]
         }
         ClientAction::Snapshot { ckpt, path, .. } => {
             let len = if habit == Habit::Large { 3 << 20 } else { 100_000 };
@@ -94,7 +97,7 @@ fn play(me: Rank, action: ClientAction, seen: &mut Vec<String>) -> Vec<Local> {
                     digest[0] ^= u8::from(habit == Habit::Lies);
                     let len = len as u64;
                     vec![
-                        Local::Snapped { bytes: len },
+                        Local::Snapped { bytes: len, direct: false },
                         Local::Written { ckpt, bytes: len, digest, file_len: len },
                     ]
                 }

@@ -1,18 +1,23 @@
 #!/bin/bash
-# The two ends of WORDS, a program that has its server's name for its last word: saved, ended, restarted on the other guest each, on
+# The two ends of WORDS, a program that has its server's name for its last word (rping: behind -c -a): saved, ended, restarted on the other guest each, on
 # devices with other addresses and queue pair numbers, saved, ended, and restarted where they were, again on others.
 . "$(dirname "$0")/common.sh"
 read -r -a words <<< "$WORDS"
 if [ "$RVM_NODE" = 1 ]; then
+    # A client by librdmacm that is refused, because nobody listens yet, is no case of ours (perftest's ends by SIGSEGV).
     until [ -e /shared/listens ]; do sleep 0.2; done
-    sleep 1
-    words+=(node0)
+    sleep 2
+    case ${words[0]} in
+        rping) words+=(-c -a node0);;
+        *) words+=(node0);;
+    esac
 else
-    (sleep 1; : > /shared/listens) &
+    case ${words[0]} in rping) words+=(-s);; esac
+    (sleep 2; : > /shared/listens) &
 fi
 begin "$RVM_NODE" "${words[@]}"
 # Until they have found each other: who is still connecting looks for the other end where that was.
-sleep 4
+sleep 7
 save first
 end_all
 rvm-barrier ended-first
