@@ -321,7 +321,12 @@ fn agents_killed(name: &str, mode: &'static str, nodes: usize) {
         for time in 0..times {
             until(LIMIT, || newest(store) > last || !job.is_running());
             std::thread::sleep(Duration::from_millis(random.below(400)));
-            let agents = agents_of(store);
+            // The commit may be of a checkpoint that was under way when the last one was killed.
+            let mut agents = Vec::new();
+            until(LIMIT, || {
+                agents = agents_of(store);
+                agents.len() == nodes || !job.is_running()
+            });
             if !job.is_running() {
                 return false;
             }
