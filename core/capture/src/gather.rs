@@ -98,11 +98,10 @@ pub(crate) fn is_kept_from_children() -> bool {
 /// Libraries below advise too: libibverbs for what it registers, once UCX has called ibv_fork_init(3). (In the place of libc's madvise
 /// that cannot be noted: UCX patches the function.) Looked for before anybody stands still, where a verbs device is mapped, as it is
 /// where there are queue pairs. What is advised after that, the frozen child finds missing.
-fn note_kept(listing: &[u8]) {
+fn note_kept(listing: &[u8], mut all: Vec<Region>) {
     let registers = || maps::parse(listing).any(|m| m.name.starts_with(b"/dev/infiniband/"));
     let kept = (MISSED.load(Relaxed) || registers())
         && fs::read("/proc/self/smaps").is_ok_and(|smaps| {
-            let mut all = regions(listing);
             note_advice(&mut all, &smaps);
             all.iter().any(|r| r.flags != 0)
         });
@@ -327,8 +326,9 @@ fn look(streams: &Streams) -> Vec<String> {
         r.push(format!("child process {c} ({name}) is alive, or has not been waited for"));
     }
     if let Ok(text) = fs::read("/proc/self/maps") {
-        r.extend(shared(&regions(&text)));
-        note_kept(&text);
+        let all = regions(&text);
+        r.extend(shared(&all));
+        note_kept(&text, all);
     }
     if !text("/proc/self/timers").is_empty() {
         r.push("a POSIX timer (timer_create) exists".into());

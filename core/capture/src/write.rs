@@ -25,7 +25,12 @@ static REAPING: Mutex<()> = Mutex::new(());
 
 /// Ends a frozen child that is still there: nobody wants its image. [`Snapshot::finish`] reaps it.
 pub fn end_frozen(pid: i32) {
-    let Ok(_reaping) = REAPING.lock() else { return };
+    let _reaping = REAPING.lock();
+    end(pid);
+}
+
+/// With [`REAPING`] held.
+fn end(pid: i32) {
     // 0 stands for a free place in the list, and for a whole group in kill(2).
     if pid > 0 && is_frozen(pid) {
         // SAFETY: SIGKILL to a child that has not been reaped.
@@ -33,18 +38,23 @@ pub fn end_frozen(pid: i32) {
     }
 }
 
-/// Ends and reaps all frozen children, or gives up after five seconds: who waits for a disk does not end before that has answered. For a process that becomes another program: that one would find them among its
-/// children, know nothing of them, and even be sent a SIGCHLD when they end (do_notify_parent in kernel/signal.c).
+/// Ends and reaps all frozen children, or gives up after five seconds: who waits for a disk does not end before that has answered.
+/// For a process that becomes another program: that one would find them among its children, know nothing of them, and even be sent a
+/// SIGCHLD when they end (do_notify_parent in kernel/signal.c).
 pub fn end_all_frozen() {
-    for pid in FROZEN.iter().map(|f| f.load(Relaxed)).filter(|p| *p > 0) {
-        end_frozen(pid);
+    for frozen in &FROZEN {
         for _ in 0..5000 {
-            // SAFETY: waits for a child of ours; __WCLONE because it has no exit signal. Another thread may have been here first.
-            let left = unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG | libc::__WCLONE) };
-            if left != 0 {
-                replace_frozen(pid, 0);
+            let reaping = REAPING.lock();
+            let pid = frozen.load(Relaxed);
+            if pid <= 0 {
                 break;
             }
+            end(pid);
+            // SAFETY: waits for a child of ours; __WCLONE because it has no exit signal.
+            if unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG | libc::__WCLONE) } != 0 {
+                replace_frozen(pid, 0);
+            }
+            drop(reaping);
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }

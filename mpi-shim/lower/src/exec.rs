@@ -151,6 +151,7 @@ pub(crate) extern "C" fn exec(path: usize, argv: usize, envp: usize) -> isize {
     // SAFETY: as above.
     env.retain(|e| !unsafe { CStr::from_ptr(*e) }.to_bytes().starts_with(b"LD_PRELOAD="));
     env.extend(renamed.iter().map(|e| e.as_ptr()));
+    // Entries of the environment point into it from here on.
     let of_launch: Vec<CString> = settings(|k| is_of_launch(k.as_bytes())).collect();
     let was = env.len();
     if RESTORED.load(Relaxed) {

@@ -77,20 +77,25 @@ impl Coordinator {
         let again = Insists { since: before.since, next: self.now + pause, pause };
         self.insists = (self.now.saturating_sub(before.since) < self.config.insist).then_some(again);
         if self.insists.is_some() {
-            let (again, asked): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut self.asked).into_iter().partition(|a| a.is_warning());
-            self.asked = asked;
-            self.queue.extend(again.into_iter().map(|asker| (asker, false)));
+            self.queue_warnings_again();
         }
+    }
+
+    fn queue_warnings_again(&mut self) {
+        let (again, asked) = std::mem::take(&mut self.asked).into_iter().partition(|a| a.is_warning());
+        self.asked = asked;
+        let again: Vec<Asker> = again;
+        self.queue.extend(again.into_iter().map(|asker| (asker, false)));
     }
 
     pub(super) fn begin(&mut self) {
         let why = self.unready();
         if !why.is_empty() {
-            if !self.gathers() {
+            let gathers = self.gathers();
+            if !gathers {
                 self.insists = None;
             }
-            return self.refuse_queue(&why, self.gathers());
+            return self.refuse_queue(&why, gathers);
         }
         if self.is_cut() {
             // Who asks need not wait for one that does not move.
@@ -341,10 +346,7 @@ impl Coordinator {
             return;
         }
         if self.gathers() {
-            let (again, asked) = std::mem::take(&mut self.asked).into_iter().partition(|a| a.is_warning());
-            self.asked = asked;
-            let again: Vec<Asker> = again;
-            self.queue.extend(again.into_iter().map(|asker| (asker, false)));
+            self.queue_warnings_again();
         }
         let reason = reasons.join("; ");
         // Handed on is not arrived: what was on its way to a rank is lost with the relay that had it. From the snapshot on
