@@ -99,13 +99,27 @@ pub(crate) fn is_kept_from_children() -> bool {
 /// that cannot be noted: UCX patches the function.) Looked for before anybody stands still, where a verbs device is mapped, as it is
 /// where there are queue pairs. What is advised after that, the frozen child finds missing.
 fn note_kept(listing: &[u8], mut all: Vec<Region>) {
-    let registers = || maps::parse(listing).any(|m| m.name.starts_with(b"/dev/infiniband/"));
-    let kept = (MISSED.load(Relaxed) || registers())
-        && fs::read("/proc/self/smaps").is_ok_and(|smaps| {
+    let registers = maps::parse(listing).any(|m| m.name.starts_with(b"/dev/infiniband/"));
+    let mut advised = || {
+        fs::read("/proc/self/smaps").is_ok_and(|smaps| {
             note_advice(&mut all, &smaps);
             all.iter().any(|r| r.flags != 0)
-        });
+        })
+    };
+    let kept = registers && !copies_pinned() || (MISSED.load(Relaxed) || registers) && advised();
     KEPT.store(kept, Relaxed);
+}
+
+/// Whether the kernel copies pages that a device may write for the child of a fork(2), as it does from 5.12 on (page_needs_cow_for_dma,
+/// RDMA_NLDEV_ATTR_SYS_COPY_ON_FORK). Before, the first write after it gives the parent another page than the device has.
+fn copies_pinned() -> bool {
+    fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|release| version(&release) >= Some((5, 12)))
+}
+
+/// Of "6.1.0-13-amd64" the first two numbers.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 /// Notes what a forked child does not see as it is, from a listing of `/proc/self/smaps`.
