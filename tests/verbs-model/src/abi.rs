@@ -2,13 +2,16 @@
 //!
 //! What a reader would get wrong: real objects are what an application has pointers to, here as there; the engine knows them by address.
 
+use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdma_sys::*;
 
-use crate::engine::{Channel, Cq, Element, Qp, Receive, Region, Request, Srq, World, hca, world};
+use crate::engine::{
+    Channel, Cq, Element, MOST, Qp, Receive, Region, Request, Srq, World, devices, hca, world,
+};
 use crate::windows::{Bind, REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, Window, can_bind};
 use crate::wire::Place;
 
@@ -40,28 +43,62 @@ fn text<const N: usize>(of: &str) -> [c_char; N] {
     all
 }
 
-static DEVICE: OnceLock<usize> = OnceLock::new();
+/// Addresses of the devices' objects.
+static DEVICES: OnceLock<[usize; MOST]> = OnceLock::new();
+
+/// Which device it is: the last letter of its name says so.
+///
+/// # Safety
+/// One of ours.
+pub(crate) unsafe fn which(device: *mut ibv_device) -> usize {
+    // SAFETY: the caller's promise.
+    usize::from(unsafe { (*device).name[5] } as u8 - b'0')
+}
+
+/// The device of a context, or of another object that has one.
+macro_rules! device_of {
+    ($context:ident) => {{
+        #[allow(unused_unsafe, reason = "some callers are in such a block")]
+        // SAFETY: what libibverbs asks of its callers.
+        let device = unsafe { $crate::abi::which((*$context).device) };
+        device
+    }};
+    ($object:ident.context) => {{
+        #[allow(unused_unsafe, reason = "as above")]
+        // SAFETY: as above.
+        let device = unsafe { $crate::abi::which((*(*$object).context).device) };
+        device
+    }};
+}
+pub(crate) use device_of;
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_get_device_list(num: *mut c_int) -> *mut *mut ibv_device {
-    let at = *DEVICE.get_or_init(|| {
-        // SAFETY: numbers and texts.
-        let mut d: ibv_device = unsafe { std::mem::zeroed() };
-        (d.name, d.dev_name) = (text("model0"), text("uverbs0"));
-        (d.node_type, d.transport_type) = (ibv_node_type::IBV_NODE_CA, ibv_transport_type::IBV_TRANSPORT_IB);
-        give(d).expose_provenance()
+    let all = DEVICES.get_or_init(|| {
+        std::array::from_fn(|k| {
+            // SAFETY: numbers and texts.
+            let mut d: ibv_device = unsafe { std::mem::zeroed() };
+            (d.name, d.dev_name) = (text(&format!("model{k}")), text(&format!("uverbs{k}")));
+            d.node_type = ibv_node_type::IBV_NODE_CA;
+            d.transport_type = ibv_transport_type::IBV_TRANSPORT_IB;
+            give(d).expose_provenance()
+        })
     });
+    let mut list = [std::ptr::null_mut::<ibv_device>(); MOST + 1];
+    for (to, at) in list.iter_mut().zip(all).take(devices()) {
+        *to = std::ptr::with_exposed_provenance_mut(*at);
+    }
     if !num.is_null() {
         // SAFETY: the caller's.
-        unsafe { *num = 1 };
+        unsafe { *num = devices() as c_int };
     }
-    give([std::ptr::with_exposed_provenance_mut::<ibv_device>(at), std::ptr::null_mut()]).cast()
+    give(list).cast()
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_free_device_list(list: *mut *mut ibv_device) {
     // SAFETY: as above.
-    unsafe { drop_at(list.cast::<[*mut ibv_device; 2]>()) };
+    unsafe { drop_at(list.cast::<[*mut ibv_device; MOST + 1]>()) };
 }
 
 #[unsafe(no_mangle)]
@@ -71,18 +108,19 @@ unsafe extern "C" fn ibv_get_device_name(device: *mut ibv_device) -> *const c_ch
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ibv_get_device_guid(_device: *mut ibv_device) -> u64 {
-    u64::from(hca().gids[1][15]).to_be()
+unsafe extern "C" fn ibv_get_device_guid(device: *mut ibv_device) -> u64 {
+    // SAFETY: as above.
+    u64::from(hca(unsafe { which(device) }).gids[1][15]).to_be()
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn ibv_get_device_index(_device: *mut ibv_device) -> c_int {
-    0
+unsafe extern "C" fn ibv_get_device_index(device: *mut ibv_device) -> c_int {
+    // SAFETY: as above.
+    unsafe { which(device) as c_int }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_context {
-    hca();
     // SAFETY: pointers that may be null, numbers, and a mutex that is free when it is zero (glibc).
     unsafe {
         let mut v: verbs_context = std::mem::zeroed();
@@ -92,7 +130,7 @@ unsafe extern "C" fn ibv_open_device(device: *mut ibv_device) -> *mut ibv_contex
         let c = &mut v.context;
         let mut two = [0; 2];
         libc::pipe2(two.as_mut_ptr(), libc::O_CLOEXEC);
-        world().asynchronous_fd = two[1];
+        world(which(device)).asynchronous_fd = two[1];
         (c.device, c.async_fd, c.cmd_fd, c.num_comp_vectors) = (device, two[0], two[1], 1);
         c.abi_compat = std::ptr::without_provenance_mut(usize::MAX);
         c.ops.poll_cq = Some(poll_cq);
@@ -140,7 +178,7 @@ unsafe extern "C" fn ibv_query_device(_: *mut ibv_context, attr: *mut ibv_device
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ibv_query_port(_: *mut ibv_context, port: u8, attr: *mut ibv_port_attr) -> c_int {
+unsafe extern "C" fn ibv_query_port(context: *mut ibv_context, port: u8, attr: *mut ibv_port_attr) -> c_int {
     if port != 1 {
         return libc::EINVAL;
     }
@@ -148,8 +186,8 @@ unsafe extern "C" fn ibv_query_port(_: *mut ibv_context, port: u8, attr: *mut ib
     let a = unsafe { &mut *attr };
     a.state = ibv_port_state::IBV_PORT_ACTIVE;
     (a.max_mtu, a.active_mtu) = (ibv_mtu::IBV_MTU_1024, ibv_mtu::IBV_MTU_1024);
-    (a.gid_tbl_len, a.max_msg_sz, a.pkey_tbl_len) = (2, 1 << 16, 1);
-    a.lid = hca().lid;
+    (a.gid_tbl_len, a.max_msg_sz, a.pkey_tbl_len) = (2, 1 << 16, 3);
+    a.lid = hca(device_of!(context)).lid;
     a.link_layer = if a.lid == 0 { 2 } else { 1 };
     0
 }
@@ -160,8 +198,14 @@ unsafe extern "C" fn query_port(c: *mut ibv_context, port: u8, attr: *mut ibv_po
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ibv_query_gid(_: *mut ibv_context, port: u8, index: c_int, gid: *mut ibv_gid) -> c_int {
-    let known = usize::try_from(index).ok().and_then(|k| hca().gids.get(k)).filter(|_| port == 1);
+unsafe extern "C" fn ibv_query_gid(
+    context: *mut ibv_context,
+    port: u8,
+    index: c_int,
+    gid: *mut ibv_gid,
+) -> c_int {
+    let known =
+        usize::try_from(index).ok().and_then(|k| hca(device_of!(context)).gids.get(k)).filter(|_| port == 1);
     match known {
         Some(raw) => {
             // SAFETY: as above.
@@ -173,17 +217,23 @@ unsafe extern "C" fn ibv_query_gid(_: *mut ibv_context, port: u8, index: c_int, 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ibv_query_gid_type(_: *mut ibv_context, _: u8, _: c_uint, sort: *mut c_uint) -> c_int {
+unsafe extern "C" fn ibv_query_gid_type(
+    context: *mut ibv_context,
+    _: u8,
+    _: c_uint,
+    sort: *mut c_uint,
+) -> c_int {
     // SAFETY: as above.
-    unsafe { *sort = c_uint::from(hca().lid == 0) };
+    unsafe { *sort = c_uint::from(hca(device_of!(context)).lid == 0) };
     0
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ibv_query_pkey(_: *mut ibv_context, _: u8, _: c_int, pkey: *mut u16) -> c_int {
+unsafe extern "C" fn ibv_query_pkey(context: *mut ibv_context, _: u8, index: c_int, pkey: *mut u16) -> c_int {
+    let known = usize::try_from(index).ok().filter(|at| *at < 3);
     // SAFETY: as above.
-    unsafe { *pkey = 0xffff };
-    0
+    unsafe { *pkey = known.map_or(0, |at| hca(device_of!(context)).partition(at)).to_be() };
+    if known.is_some() { 0 } else { -1 }
 }
 
 #[unsafe(no_mangle)]
@@ -200,7 +250,7 @@ unsafe extern "C" fn ibv_dealloc_pd(pd: *mut ibv_pd) -> c_int {
 /// The upper bits of a key, from a small range: they collide after a restart. One of all processes of a host has each.
 fn new_key(w: &mut World) -> u32 {
     let mut key = 1 + (w.random() % 64) as u32;
-    while !hca().claim("key", key) {
+    while !hca(w.device).claim("key", key) {
         key += 1;
     }
     key
@@ -224,7 +274,7 @@ unsafe extern "C" fn ibv_reg_mr(
 ) -> *mut ibv_mr {
     let at = addr.expose_provenance() as u64;
     let of = Region { at, length: length as u64, access: access as u32, pd: pd.expose_provenance() };
-    let (key, rkey) = region(&mut world(), of);
+    let (key, rkey) = region(&mut world(device_of!(pd.context)), of);
     // SAFETY: as above.
     let context = unsafe { (*pd).context };
     give(ibv_mr { context, pd, addr, length, handle: key, lkey: key, rkey })
@@ -234,18 +284,18 @@ unsafe extern "C" fn ibv_reg_mr(
 unsafe extern "C" fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int {
     // SAFETY: as above.
     unsafe {
-        let (mut w, key) = (world(), (*mr).lkey);
+        let (mut w, key) = (world(device_of!(mr.context)), (*mr).lkey);
         if w.windows.values().any(|m| m.bound.is_some_and(|b| b.region == key)) {
             return libc::EBUSY;
         }
         w.regions.remove(&key);
-        hca().free("key", key >> 8);
+        hca(device_of!(mr.context)).free("key", key >> 8);
         drop_at(mr)
     }
 }
 
 unsafe extern "C" fn alloc_mw(pd: *mut ibv_pd, kind: ibv_mw_type::Type) -> *mut ibv_mw {
-    let mut w = world();
+    let mut w = world(device_of!(pd.context));
     let index = new_key(&mut w);
     // Nobody chooses the low bits of the first one.
     let key = index << 8 | w.random() as u32 & 3;
@@ -259,8 +309,8 @@ unsafe extern "C" fn dealloc_mw(mw: *mut ibv_mw) -> c_int {
     // SAFETY: as above.
     unsafe {
         let index = (*mw).handle;
-        world().windows.remove(&index);
-        hca().free("key", index);
+        world(device_of!(mw.context)).windows.remove(&index);
+        hca(device_of!(mw.context)).free("key", index);
         drop_at(mw)
     }
 }
@@ -291,7 +341,7 @@ unsafe extern "C" fn ibv_create_comp_channel(context: *mut ibv_context) -> *mut 
     unsafe { libc::pipe2(two.as_mut_ptr(), libc::O_CLOEXEC) };
     let own = give(ibv_comp_channel { context, fd: two[0], refcnt: 0 });
     let channel = Channel { events: Default::default(), write: two[1] };
-    world().channels.insert(own.expose_provenance(), channel);
+    world(device_of!(context)).channels.insert(own.expose_provenance(), channel);
     own
 }
 
@@ -299,7 +349,7 @@ unsafe extern "C" fn ibv_create_comp_channel(context: *mut ibv_context) -> *mut 
 unsafe extern "C" fn ibv_destroy_comp_channel(channel: *mut ibv_comp_channel) -> c_int {
     // SAFETY: as above.
     unsafe {
-        if let Some(c) = world().channels.remove(&channel.expose_provenance()) {
+        if let Some(c) = world(device_of!(channel.context)).channels.remove(&channel.expose_provenance()) {
             libc::close(c.write);
         }
         libc::close((*channel).fd);
@@ -320,11 +370,11 @@ unsafe extern "C" fn ibv_get_cq_event(
             if libc::read((*channel).fd, (&raw mut byte).cast(), 1) != 1 {
                 return -1;
             }
-            let mut w = world();
+            let mut w = world(device_of!(channel.context));
             let event = w.channels.get_mut(&channel.expose_provenance()).and_then(|c| c.events.pop_front());
             // None: of a queue that is gone.
             if let Some(at) = event {
-                *w.read.entry(at).or_default() += 1;
+                *read().entry(at).or_default() += 1;
                 let own = std::ptr::with_exposed_provenance_mut::<ibv_cq>(at);
                 (*cq, *context) = (own, (*own).cq_context);
                 return 0;
@@ -333,10 +383,16 @@ unsafe extern "C" fn ibv_get_cq_event(
     }
 }
 
+/// Events of any kind that were read and are not acknowledged, by the object's address.
+fn read() -> MutexGuard<'static, BTreeMap<usize, u32>> {
+    static READ: Mutex<BTreeMap<usize, u32>> = Mutex::new(BTreeMap::new());
+    READ.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// So many events of an object were acknowledged; no more than were read.
 fn acknowledge(at: usize, n: u32) {
-    let mut w = world();
-    let read = w.read.get_mut(&at).filter(|read| **read >= n);
+    let mut all = read();
+    let read = all.get_mut(&at).filter(|read| **read >= n);
     let Some(read) = read else {
         eprintln!("verbs model: {n} events of {at:#x} are acknowledged that were not read");
         std::process::abort();
@@ -346,17 +402,19 @@ fn acknowledge(at: usize, n: u32) {
 
 /// An object is destroyed: what is unread of it is nobody's, and what was read is to be acknowledged before; else its memory would
 /// be used later.
-fn unread_no_more(at: usize) {
+fn unread_no_more(device: usize, at: usize) {
     let until = Instant::now() + Duration::from_secs(10);
     loop {
-        let mut w = world();
+        let mut w = world(device);
         w.asynchronous.retain(|(element, _)| *element != at);
         w.channels.values_mut().for_each(|c| c.events.retain(|cq| *cq != at));
-        if w.read.get(&at).is_none_or(|n| *n == 0) {
-            w.read.remove(&at);
+        drop(w);
+        let mut all = read();
+        if all.get(&at).is_none_or(|n| *n == 0) {
+            all.remove(&at);
             return;
         }
-        drop(w);
+        drop(all);
         if Instant::now() > until {
             eprintln!("verbs model: {at:#x} is destroyed, and events of it are not acknowledged");
             std::process::abort();
@@ -386,9 +444,9 @@ unsafe extern "C" fn ibv_get_async_event(context: *mut ibv_context, event: *mut 
             if libc::read((*context).async_fd, (&raw mut byte).cast(), 1) != 1 {
                 return -1;
             }
-            let mut w = world();
+            let mut w = world(device_of!(context));
             if let Some((element, kind)) = w.asynchronous.pop_front() {
-                *w.read.entry(element).or_default() += 1;
+                *read().entry(element).or_default() += 1;
                 event.cast::<Event>().write(Event { element, kind });
                 return 0;
             }
@@ -415,7 +473,7 @@ unsafe extern "C" fn ibv_create_cq(
     (own.context, own.channel, own.cq_context, own.cqe) = (context, channel, cq_context, cqe);
     let own = give(own);
     let room = usize::try_from(cqe).unwrap_or(0);
-    world()
+    world(device_of!(context))
         .cqs
         .insert(own.expose_provenance(), Cq { room, channel: channel.expose_provenance(), ..Cq::default() });
     own
@@ -425,7 +483,7 @@ unsafe extern "C" fn ibv_create_cq(
 unsafe extern "C" fn ibv_resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int {
     // A system call: others come in between.
     std::thread::sleep(Duration::from_micros(200));
-    let mut w = world();
+    let mut w = world(device_of!(cq.context));
     let room = usize::try_from(cqe).unwrap_or(0);
     match w.cqs.get_mut(&cq.expose_provenance()) {
         Some(q) if q.entries.len() <= room => q.room = room,
@@ -438,14 +496,14 @@ unsafe extern "C" fn ibv_resize_cq(cq: *mut ibv_cq, cqe: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int {
-    let mut w = world();
+    let mut w = world(device_of!(cq.context));
     let at = cq.expose_provenance();
     if w.qps.values().any(|q| q.send_cq == at || q.recv_cq == at) {
         return libc::EBUSY;
     }
     w.cqs.remove(&at);
     drop(w);
-    unread_no_more(at);
+    unread_no_more(device_of!(cq.context), at);
     // SAFETY: as above.
     unsafe { drop_at(cq) }
 }
@@ -457,14 +515,14 @@ unsafe extern "C" fn ibv_create_srq(pd: *mut ibv_pd, attr: *mut ibv_srq_init_att
         let mut own: ibv_srq = std::mem::zeroed();
         (own.context, own.pd, own.srq_context) = ((*pd).context, pd, (*attr).srq_context);
         let own = give(own);
-        world().srqs.insert(own.expose_provenance(), Srq::default());
+        world(device_of!(pd.context)).srqs.insert(own.expose_provenance(), Srq::default());
         own
     }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_modify_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, mask: c_int) -> c_int {
-    let mut w = world();
+    let mut w = world(device_of!(srq.context));
     let Some(q) = w.srqs.get_mut(&srq.expose_provenance()) else { return libc::EINVAL };
     // IBV_SRQ_LIMIT.
     if mask & 2 != 0 {
@@ -476,11 +534,11 @@ unsafe extern "C" fn ibv_modify_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, 
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_destroy_srq(srq: *mut ibv_srq) -> c_int {
-    let known = world().srqs.remove(&srq.expose_provenance());
+    let known = world(device_of!(srq.context)).srqs.remove(&srq.expose_provenance());
     if let Some(xrc) = known.and_then(|s| s.xrc) {
-        hca().free("srq", xrc.number);
+        hca(device_of!(srq.context)).free("srq", xrc.number);
     }
-    unread_no_more(srq.expose_provenance());
+    unread_no_more(device_of!(srq.context), srq.expose_provenance());
     // SAFETY: as above.
     unsafe { drop_at(srq) }
 }
@@ -502,7 +560,7 @@ unsafe extern "C" fn ibv_destroy_ah(ah: *mut ibv_ah) -> c_int {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_init_ah_from_wc(
-    _: *mut ibv_context,
+    context: *mut ibv_context,
     port: u8,
     wc: *mut ibv_wc,
     grh: *mut ibv_grh,
@@ -515,7 +573,7 @@ unsafe extern "C" fn ibv_init_ah_from_wc(
         (a.dlid, a.sl, a.src_path_bits, a.port_num) = (wc.slid, wc.sl, wc.dlid_path_bits, port);
         if wc.wc_flags & 1 != 0 {
             let [from, to] = crate::wire::ends(&*grh.cast());
-            let Some(index) = hca().gids.iter().position(|gid| *gid == to) else {
+            let Some(index) = hca(device_of!(context)).gids.iter().position(|gid| *gid == to) else {
                 errno(libc::EINVAL);
                 return -1;
             };
@@ -564,7 +622,7 @@ pub(crate) unsafe fn make_qp(
     a: &mut ibv_qp_init_attr,
     domain: u32,
 ) -> *mut ibv_qp {
-    let (hca, mut w) = (hca(), world());
+    let (hca, mut w) = (hca(device_of!(context)), world(device_of!(context)));
     // SAFETY: as above.
     unsafe {
         let mut number = 0x11 + (w.random() % 24) as u32;
@@ -573,7 +631,7 @@ pub(crate) unsafe fn make_qp(
         while w.qps.contains_key(&number) || !hca.claim("number", number) {
             number += 1;
         }
-        let name = crate::engine::name();
+        let name = crate::engine::name(device_of!(context));
         for place in [by(Some(hca.gids[0]), number), by(Some(hca.gids[1]), number), by(None, number)] {
             let path = place.path(&hca.dir);
             let _ = std::fs::remove_file(&path);
@@ -600,19 +658,19 @@ unsafe extern "C" fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int {
     // SAFETY: as above.
     unsafe {
         let number = (*qp).qp_num;
-        let mut w = world();
+        let mut w = world(device_of!(qp.context));
         w.qps.remove(&number);
         w.detach_all(number);
         drop(w);
-        unread_no_more(qp.expose_provenance());
-        hca().free("number", number);
+        unread_no_more(device_of!(qp.context), qp.expose_provenance());
+        hca(device_of!(qp.context)).free("number", number);
         drop_at(qp)
     }
 }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask: c_int) -> c_int {
-    let mut w = world();
+    let mut w = world(device_of!(qp.context));
     // SAFETY: as above.
     unsafe {
         let (a, number) = (&*attr, (*qp).qp_num);
@@ -620,6 +678,10 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
         // IBV_QP_AV, RNR_RETRY, MIN_RNR_TIMER, RQ_PSN, SQ_PSN, DEST_QPN, STATE.
         if mask & 1 << 7 != 0 {
             q.peer = Place { number: q.peer.number, ..place(&a.ah_attr, 0) };
+        }
+        // IBV_QP_PKEY_INDEX.
+        if mask & 1 << 4 != 0 {
+            q.partition = hca(device_of!(qp.context)).partition(a.pkey_index.into());
         }
         if mask & 1 << 20 != 0 {
             q.peer.number = a.dest_qp_num;
@@ -665,7 +727,7 @@ unsafe extern "C" fn ibv_query_qp(
     _mask: c_int,
     _init: *mut ibv_qp_init_attr,
 ) -> c_int {
-    let w = world();
+    let w = world(device_of!(qp.context));
     // SAFETY: as above.
     unsafe {
         let Some(q) = w.qps.get(&(*qp).qp_num) else { return libc::EINVAL };
@@ -689,7 +751,7 @@ unsafe extern "C" fn post_send(
     mut wr: *mut ibv_send_wr,
     bad: *mut *mut ibv_send_wr,
 ) -> c_int {
-    let mut w = world();
+    let mut w = world(device_of!(qp.context));
     // SAFETY: as above.
     unsafe {
         let Some(q) = w.qps.get_mut(&(*qp).qp_num) else { return libc::EINVAL };
@@ -759,7 +821,7 @@ unsafe fn receives(mut wr: *mut ibv_recv_wr, mut push: impl FnMut(Receive)) {
 }
 
 unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, _bad: *mut *mut ibv_recv_wr) -> c_int {
-    let mut w = world();
+    let mut w = world(device_of!(qp.context));
     // SAFETY: as above.
     unsafe {
         let Some(q) = w.qps.get_mut(&(*qp).qp_num) else { return libc::EINVAL };
@@ -776,7 +838,7 @@ unsafe extern "C" fn post_srq_recv(
     wr: *mut ibv_recv_wr,
     _: *mut *mut ibv_recv_wr,
 ) -> c_int {
-    let mut w = world();
+    let mut w = world(device_of!(srq.context));
     let Some(q) = w.srqs.get_mut(&srq.expose_provenance()) else { return libc::EINVAL };
     // SAFETY: as above.
     unsafe { receives(wr, |r| q.receives.push_back(r)) };
@@ -784,7 +846,7 @@ unsafe extern "C" fn post_srq_recv(
 }
 
 unsafe extern "C" fn poll_cq(cq: *mut ibv_cq, most: c_int, wc: *mut ibv_wc) -> c_int {
-    let mut w = world();
+    let mut w = world(device_of!(cq.context));
     let Some(q) = w.cqs.get_mut(&cq.expose_provenance()) else { return -1 };
     let n = q.entries.len().min(usize::try_from(most).unwrap_or(0));
     for (k, one) in q.entries.drain(..n).enumerate() {
@@ -825,7 +887,7 @@ unsafe extern "C" fn null_poll(cq: *mut ibv_cq, most: c_int, wc: *mut ibv_wc) ->
 }
 
 unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited: c_int) -> c_int {
-    if let Some(q) = world().cqs.get_mut(&cq.expose_provenance()) {
+    if let Some(q) = world(device_of!(cq.context)).cqs.get_mut(&cq.expose_provenance()) {
         q.armed = if solicited != 0 { 2 } else { 1 };
     }
     0
@@ -862,7 +924,7 @@ unsafe extern "C" fn ibv_rereg_mr(
 ) -> c_int {
     // SAFETY: as above. IBV_REREG_MR_CHANGE_TRANSLATION, _PD, _ACCESS.
     unsafe {
-        let (mut w, m) = (world(), &mut *mr);
+        let (mut w, m) = (world(device_of!(mr.context)), &mut *mr);
         let before = m.lkey;
         if w.windows.values().any(|m| m.bound.is_some_and(|b| b.region == before)) {
             return libc::EBUSY;
@@ -877,7 +939,7 @@ unsafe extern "C" fn ibv_rereg_mr(
         let (at, length) = (m.addr.expose_provenance() as u64, m.length as u64);
         let access = if flags & 4 != 0 { access as u32 } else { was.access };
         (m.lkey, m.rkey) = region(&mut w, Region { at, length, access, pd: m.pd.expose_provenance() });
-        hca().free("key", before >> 8);
+        hca(device_of!(mr.context)).free("key", before >> 8);
     }
     0
 }

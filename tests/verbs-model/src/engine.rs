@@ -100,6 +100,8 @@ pub(crate) struct Qp {
     pub(crate) receives: VecDeque<Receive>,
     pub(crate) own: Place,
     pub(crate) peer: Place,
+    /// What it sends is of this partition, and what it takes.
+    pub(crate) partition: u16,
     /// Of the request under way, and of the one that is expected.
     pub(crate) psn: u32,
     pub(crate) expected: u32,
@@ -136,6 +138,7 @@ impl Qp {
             receives: VecDeque::new(),
             own,
             peer: Place::default(),
+            partition: 0,
             psn: 0,
             expected: 0,
             rnr_retry: 0,
@@ -171,6 +174,7 @@ pub(crate) struct Region {
 /// All that there is.
 #[derive(Debug, Default)]
 pub(crate) struct World {
+    pub(crate) device: usize,
     pub(crate) qps: BTreeMap<u32, Qp>,
     pub(crate) cqs: BTreeMap<usize, Cq>,
     pub(crate) srqs: BTreeMap<usize, Srq>,
@@ -184,8 +188,6 @@ pub(crate) struct World {
     /// Asynchronous events that are unread: an object's address, and the kind. A byte for each goes into this.
     pub(crate) asynchronous: VecDeque<(usize, u32)>,
     pub(crate) asynchronous_fd: i32,
-    /// Events of any kind that were read and are not acknowledged, by the object's address.
-    pub(crate) read: BTreeMap<usize, u32>,
     random: u64,
 }
 
@@ -230,13 +232,23 @@ impl Hca {
 }
 
 impl Hca {
+    /// A partition key by its index: the second one of odd hosts is the third one of the others.
+    pub(crate) fn partition(&self, index: usize) -> u16 {
+        let own = 2 - usize::from(self.gids[1][15] % 2);
+        [0xffff, 0, 0].get(index).map_or(0, |key| if index == own { 0x8001 } else { *key })
+    }
+
     /// An address by its index.
     pub(crate) fn gid(&self, index: u8) -> [u8; 16] {
         self.gids[usize::from(index) % self.gids.len()]
     }
 }
 
-static HCA: OnceLock<Hca> = OnceLock::new();
+/// Devices of one process.
+pub(crate) const MOST: usize = 2;
+static HCAS: [OnceLock<Hca>; MOST] = [const { OnceLock::new() }; MOST];
+/// Their addresses differ by so much in the last byte.
+const NEXT: u8 = 128;
 
 const AGAIN: Duration = Duration::from_millis(100);
 const TRIES: u32 = 100;
@@ -249,30 +261,35 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// The device, begun at the first call.
-pub(crate) fn hca() -> &'static Hca {
-    HCA.get_or_init(|| {
+/// How many devices there are.
+pub(crate) fn devices() -> usize {
+    setting("MODEL_DEVICES").map_or(1, |n| n as usize).clamp(1, MOST)
+}
+
+/// A device, begun at the first call.
+pub(crate) fn hca(device: usize) -> &'static Hca {
+    HCAS[device].get_or_init(|| {
         let dir = PathBuf::from(std::env::var_os("MODEL_DIR").unwrap_or_else(|| "/tmp/verbs-model".into()));
         let _ = std::fs::create_dir_all(&dir);
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let random = now.subsec_nanos().into();
-        let name = dir.join(format!("hca.{}.{random:x}", std::process::id()));
+        let name = dir.join(format!("hca.{}.{device}.{random:x}", std::process::id()));
         let socket = UnixDatagram::bind(&name).unwrap_or_else(|e| panic!("{}: {e}", name.display()));
         socket.set_nonblocking(true).unwrap_or_default();
-        let host = setting("MODEL_HOST").unwrap_or(1) as u8;
+        let host = setting("MODEL_HOST").unwrap_or(1) as u8 + device as u8 * NEXT;
         let local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0xff, 0xfe, 0, 0, host];
         let v4 = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, host];
         let lid = if std::env::var_os("MODEL_IB").is_some() { u16::from(host) } else { 0 };
         let delay = setting("MODEL_DELAY").unwrap_or(0);
-        let world = Mutex::new(World { random, ..World::default() });
-        std::thread::spawn(run);
+        let world = Mutex::new(World { device, random, ..World::default() });
+        std::thread::spawn(move || run(device));
         Hca { dir, gids: [local, v4], lid, delay, name, socket, world }
     })
 }
 
 /// The name of its socket.
-pub(crate) fn name() -> PathBuf {
-    hca().name.clone()
+pub(crate) fn name(device: usize) -> PathBuf {
+    hca(device).name.clone()
 }
 
 /// Inline data.
@@ -284,19 +301,19 @@ pub(crate) unsafe fn copy(elements: &[Element]) -> Vec<u8> {
     unsafe { gather(elements) }
 }
 
-pub(crate) fn world() -> MutexGuard<'static, World> {
-    hca().world.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+pub(crate) fn world(device: usize) -> MutexGuard<'static, World> {
+    hca(device).world.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn run() {
-    while HCA.get().is_none() {
+fn run(device: usize) {
+    while HCAS[device].get().is_none() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let hca = hca();
+    let hca = hca(device);
     let mut room = vec![0; LONGEST + 4096];
     loop {
         let mut poll = libc::pollfd { fd: hca.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let mut w = world();
+        let mut w = world(device);
         while let Ok(n) = hca.socket.recv(&mut room) {
             if let Some(packet) = Packet::of(&room[..n]) {
                 w.hear(packet);
@@ -314,8 +331,7 @@ fn run() {
 }
 
 /// False: there was no room, or nobody is there.
-fn send(to: &Place, packet: &Packet) -> bool {
-    let hca = hca();
+fn send(hca: &Hca, to: &Place, packet: &Packet) -> bool {
     hca.socket.send_to(&packet.pack(), to.path(&hca.dir)).is_ok()
 }
 
@@ -431,6 +447,7 @@ impl World {
 
     /// True: once more.
     fn step(&mut self, number: u32, now: Instant) -> bool {
+        let hca = hca(self.device);
         let Some(q) = self.qps.get_mut(&number) else { return false };
         if q.sends.is_empty() {
             return false;
@@ -488,13 +505,14 @@ impl World {
             kind: Kind::Request,
             to: to.number,
             // Who is written to by an address is told ours.
-            from: Place { gid: to.gid.map(|_| hca().gid(to.index)), ..q.own },
+            from: Place { gid: to.gid.map(|_| hca.gid(to.index)), ..q.own },
             to_gid: to.gid,
             psn: q.psn,
             opcode: head.opcode,
             imm: head.imm,
             key: head.key,
             srq: head.srq,
+            partition: q.partition,
             solicited: head.solicited,
             words,
             data,
@@ -504,12 +522,12 @@ impl World {
         (q.sent, q.not_before) = (Some(now), None);
         self.check(&elements);
         let went = if let Some(gid) = groups::of(&to) {
-            groups::send(&gid, packet, |device, packet| {
-                let _ = hca().socket.send_to(&packet.pack(), device);
+            groups::send(hca, &gid, packet, |device, packet| {
+                let _ = hca.socket.send_to(&packet.pack(), device);
             });
             true
         } else {
-            send(&to, &packet)
+            send(hca, &to, &packet)
         };
         let Some(q) = self.qps.get_mut(&number) else { return false };
         if reliable {
@@ -551,7 +569,7 @@ impl World {
 
     /// How much later than it has happened something is seen.
     fn late(&mut self) -> Duration {
-        let delay = hca().delay;
+        let delay = hca(self.device).delay;
         let long = if delay != 0 && self.random().is_multiple_of(RARE) { LONG } else { Duration::ZERO };
         long + Duration::from_micros(if delay == 0 { 0 } else { self.random() % delay })
     }
@@ -564,12 +582,15 @@ impl World {
             return;
         }
         // Another host's.
-        if p.to_gid.is_some_and(|gid| !hca().gids.contains(&gid)) {
+        if p.to_gid.is_some_and(|gid| !hca(self.device).gids.contains(&gid)) {
             return;
         }
         let number = p.to;
         let late = self.late();
         let Some(q) = self.qps.get_mut(&number) else { return };
+        if p.partition != q.partition || p.partition == 0 {
+            return;
+        }
         if p.kind == Kind::Request {
             self.execute(number, p);
             return;
@@ -593,11 +614,12 @@ impl World {
 
     /// A request of the other end's.
     fn execute(&mut self, number: u32, p: Packet) {
+        let device = hca(self.device);
         let Some(q) = self.qps.get_mut(&number) else { return };
         // What it has refused, before it was in error, it goes on to refuse.
         let again = q.last.clone().filter(|l| q.is_reliable() && l.psn == p.psn);
         if let Some(last) = again.filter(|_| q.state == state::IBV_QPS_ERR) {
-            send(&q.peer, &last);
+            send(device, &q.peer, &last);
         }
         if !matches!(q.state, state::IBV_QPS_RTR | state::IBV_QPS_RTS | state::IBV_QPS_SQD) {
             return;
@@ -608,7 +630,7 @@ impl World {
         }
         if reliable && p.psn != q.expected {
             if let Some(last) = q.last.clone().filter(|l| l.psn == p.psn) {
-                send(&q.peer, &last);
+                send(device, &q.peer, &last);
             }
             return;
         }
@@ -636,9 +658,9 @@ impl World {
                 q.last = Some(packet.clone());
             }
         }
-        let lost = kind == Kind::Ack && hca().delay != 0 && self.random().is_multiple_of(RARE);
+        let lost = kind == Kind::Ack && device.delay != 0 && self.random().is_multiple_of(RARE);
         if !lost {
-            send(&peer, &packet);
+            send(device, &peer, &packet);
         }
         // Who has refused a request is in error as well (faults of class C, as rxe_resp.c names them).
         if matches!(kind, Kind::Access | Kind::Length) {

@@ -12,7 +12,8 @@ use std::ffi::c_int;
 
 use rdma_sys::{ibv_gid, ibv_qp, ibv_qp_type as kind};
 
-use crate::engine::{World, hca, name, world};
+use crate::abi::device_of;
+use crate::engine::{Hca, World, hca, name, world};
 use crate::wire::{Packet, Place};
 
 /// The number that datagrams to a group are sent to.
@@ -22,8 +23,8 @@ fn is_group(gid: &[u8; 16]) -> bool {
     gid[0] == 0xff || gid[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] && gid[12] & 0xf0 == 0xe0
 }
 
-fn folder(gid: &[u8; 16]) -> std::path::PathBuf {
-    hca().dir.join(format!("group.{:x}", u128::from_be_bytes(*gid)))
+fn folder(hca: &Hca, gid: &[u8; 16]) -> std::path::PathBuf {
+    hca.dir.join(format!("group.{:x}", u128::from_be_bytes(*gid)))
 }
 
 fn halves(gid: &[u8; 16]) -> [u64; 2] {
@@ -41,9 +42,9 @@ pub(crate) fn of(to: &Place) -> Option<[u8; 16]> {
 }
 
 /// To every device of the group.
-pub(crate) fn send(gid: &[u8; 16], mut packet: Packet, to: impl Fn(&std::path::Path, &Packet)) {
+pub(crate) fn send(hca: &Hca, gid: &[u8; 16], mut packet: Packet, to: impl Fn(&std::path::Path, &Packet)) {
     [packet.words[0], packet.words[1]] = halves(gid);
-    for device in std::fs::read_dir(folder(gid)).into_iter().flatten().flatten() {
+    for device in std::fs::read_dir(folder(hca, gid)).into_iter().flatten().flatten() {
         to(&device.path(), &packet);
     }
 }
@@ -65,7 +66,9 @@ impl World {
         let was = of.remove(&number);
         if of.is_empty() {
             self.groups.remove(gid);
-            let _ = std::fs::remove_file(folder(gid).join(name().file_name().unwrap_or_default()));
+            let _ = std::fs::remove_file(
+                folder(hca(self.device), gid).join(name(self.device).file_name().unwrap_or_default()),
+            );
         }
         was
     }
@@ -78,10 +81,12 @@ unsafe extern "C" fn ibv_attach_mcast(qp: *mut ibv_qp, gid: *const ibv_gid, _lid
     if of != kind::IBV_QPT_UD || !is_group(&gid) {
         return libc::EINVAL;
     }
-    let folder = folder(&gid);
+    let device = device_of!(qp.context);
+    let folder = folder(hca(device), &gid);
     let _ = std::fs::create_dir_all(&folder);
-    let _ = std::os::unix::fs::symlink(name(), folder.join(name().file_name().unwrap_or_default()));
-    world().groups.entry(gid).or_default().insert(number);
+    let _ =
+        std::os::unix::fs::symlink(name(device), folder.join(name(device).file_name().unwrap_or_default()));
+    world(device).groups.entry(gid).or_default().insert(number);
     0
 }
 
@@ -89,5 +94,5 @@ unsafe extern "C" fn ibv_attach_mcast(qp: *mut ibv_qp, gid: *const ibv_gid, _lid
 unsafe extern "C" fn ibv_detach_mcast(qp: *mut ibv_qp, gid: *const ibv_gid, _lid: u16) -> c_int {
     // SAFETY: as above.
     let (number, gid) = unsafe { ((*qp).qp_num, (*gid).raw) };
-    if world().detach(&gid, number) { 0 } else { libc::EINVAL }
+    if world(device_of!(qp.context)).detach(&gid, number) { 0 } else { libc::EINVAL }
 }

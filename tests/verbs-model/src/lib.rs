@@ -11,7 +11,8 @@
 //! | variable | |
 //! | --- | --- |
 //! | `MODEL_DIR` | where devices find each other: one "fabric" a directory. Its path is short: sockets lie there |
-//! | `MODEL_HOST` | 1 to 250: the last byte of the addresses, and the LID |
+//! | `MODEL_HOST` | 1 to 120: the last byte of the addresses, and the LID |
+//! | `MODEL_DEVICES` | 2: there are two devices, with keys and numbers of their own; the second one's addresses are by 128 higher |
 //! | `MODEL_IB` | set: InfiniBand with LIDs, else RoCE |
 //! | `MODEL_NULL` | set: a library that does nothing, for the bench: what is posted is done |
 //! | `MODEL_DELAY` | the longest time, in microseconds, until a completion is seen |

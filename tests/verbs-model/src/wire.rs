@@ -51,6 +51,7 @@ pub(crate) struct Packet {
     pub(crate) key: u32,
     /// The shared queue that it is for (XRC).
     pub(crate) srq: u32,
+    pub(crate) partition: u16,
     pub(crate) solicited: bool,
     /// Remote address, and two operands of an atomic; or the length to be read.
     pub(crate) words: [u64; 3],
@@ -63,7 +64,8 @@ impl Packet {
         let mut out = vec![self.kind as u8, flags[0], flags[1], flags[2]];
         out.extend(self.from.gid.unwrap_or_default());
         out.extend(self.to_gid.unwrap_or_default());
-        out.extend(u32::from(self.from.lid).to_le_bytes());
+        out.extend(self.from.lid.to_le_bytes());
+        out.extend(self.partition.to_le_bytes());
         for word in [self.from.number, self.to, self.psn, self.opcode, self.imm, self.key, self.srq] {
             out.extend(word.to_le_bytes());
         }
@@ -90,6 +92,7 @@ impl Packet {
             imm: word(56)?,
             key: word(60)?,
             srq: word(64)?,
+            partition: (word(36)? >> 16) as u16,
             words: [long(68)?, long(76)?, long(84)?],
             data: bytes.get(92..)?.to_vec(),
         })
@@ -160,6 +163,7 @@ mod tests {
                 imm: 5,
                 key: 6,
                 srq: 7,
+                partition: 0x8001,
                 solicited: gid.is_none(),
                 words: [1, u64::MAX, 3],
                 data: vec![1, 2, 3],

@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 
 use rdma_sys::*;
 
-use crate::abi::{drop_at, give, make_qp, refuse};
+use crate::abi::{device_of, drop_at, give, make_qp, refuse};
 use crate::engine::{Srq, World, hca, world};
 
 /// A domain: how often it is open, and its file.
@@ -67,7 +67,7 @@ unsafe extern "C" fn open_xrcd(context: *mut ibv_context, attr: *mut ibv_xrcd_in
         if a.fd != -1 && file.is_none() {
             return refuse(libc::EBADF);
         }
-        let mut w = world();
+        let mut w = world(device_of!(context));
         let known = w.domains.iter().find(|(_, d)| file.is_some() && d.file == file).map(|(n, _)| *n);
         if known.is_none() && file.is_some() && a.oflags & libc::O_CREAT == 0 {
             return refuse(libc::EAGAIN);
@@ -86,7 +86,7 @@ unsafe extern "C" fn close_xrcd(xrcd: *mut ibv_xrcd) -> c_int {
     // SAFETY: as above.
     unsafe {
         let (_, number) = *xrcd.cast::<Xrcd>();
-        let mut w = world();
+        let mut w = world(device_of!(xrcd.context));
         let Some(domain) = w.domains.get(&number) else { return libc::EINVAL };
         if domain.open == 1 {
             let queues = w.srqs.values().any(|s| s.xrc.is_some_and(|x| x.domain == number));
@@ -101,7 +101,10 @@ unsafe extern "C" fn close_xrcd(xrcd: *mut ibv_xrcd) -> c_int {
     }
 }
 
-unsafe extern "C" fn create_srq_ex(_: *mut ibv_context, attr: *mut ibv_srq_init_attr_ex) -> *mut ibv_srq {
+unsafe extern "C" fn create_srq_ex(
+    context: *mut ibv_context,
+    attr: *mut ibv_srq_init_attr_ex,
+) -> *mut ibv_srq {
     // SAFETY: as above.
     unsafe {
         let a = &*attr;
@@ -110,10 +113,10 @@ unsafe extern "C" fn create_srq_ex(_: *mut ibv_context, attr: *mut ibv_srq_init_
         }
         let mut own: ibv_srq = std::mem::zeroed();
         (own.context, own.pd, own.srq_context) = ((*a.pd).context, a.pd, a.srq_context);
-        let mut w = world();
+        let mut w = world(device_of!(context));
         // From a small range, as those of queue pairs.
         let mut number = 0x30 + (w.random() % 16) as u32;
-        while !hca().claim("srq", number) {
+        while !hca(device_of!(context)).claim("srq", number) {
             number += 1;
         }
         own.handle = number;
@@ -126,7 +129,8 @@ unsafe extern "C" fn create_srq_ex(_: *mut ibv_context, attr: *mut ibv_srq_init_
 }
 
 unsafe extern "C" fn get_srq_num(srq: *mut ibv_srq, number: *mut u32) -> c_int {
-    let Some(xrc) = world().srqs.get(&srq.expose_provenance()).and_then(|s| s.xrc) else {
+    let Some(xrc) = world(device_of!(srq.context)).srqs.get(&srq.expose_provenance()).and_then(|s| s.xrc)
+    else {
         return libc::EINVAL;
     };
     // SAFETY: as above.
