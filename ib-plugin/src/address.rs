@@ -28,6 +28,8 @@ pub(crate) struct Gid {
 pub(crate) struct Port {
     pub(crate) lid: u16,
     pub(crate) gids: Vec<Gid>,
+    /// Partition keys, as the network has them; 0: no such entry.
+    pub(crate) pkeys: Vec<u16>,
 }
 
 impl Gid {
@@ -62,6 +64,19 @@ impl Port {
         there.get(nth).or(there.last()).copied()
     }
 
+    /// Which entry of `now`'s partition keys stands for this port's entry `at`: one with the same key, else of the same partition.
+    /// `None`: the port is in no such partition.
+    pub(crate) fn partition(&self, at: usize, now: &Port) -> Option<usize> {
+        let Some(key) = self.pkeys.get(at).copied().filter(|key| *key != 0) else { return Some(at) };
+        if now.pkeys.get(at) == Some(&key) {
+            return Some(at);
+        }
+        // The highest bit says whether it is a full member.
+        let number = |key: u16| u16::from_be(key) & 0x7fff;
+        let same = |k: &u16| number(*k) == number(key);
+        now.pkeys.iter().position(|k| *k == key).or_else(|| now.pkeys.iter().position(same))
+    }
+
     /// All of its addresses, with the place of each; `None`: the LID.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = (Option<usize>, Address)> {
         let gids = self.gids.iter().enumerate().filter(|(_, g)| g.is_set());
@@ -87,13 +102,15 @@ impl Port {
             Some(Address::Lid(lid)) if self.lid != 0 => lid,
             _ => 0,
         };
-        Port { lid, gids: self.gids.iter().map(gid).collect() }
+        Port { lid, gids: self.gids.iter().map(gid).collect(), pkeys: self.pkeys.clone() }
     }
 }
 
 /// A port of some rank: each of its addresses then and now; and queue pairs of it, by their numbers then and now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Moved {
+    /// Which of the rank's devices.
+    pub(crate) device: u32,
     pub(crate) addresses: Vec<(Address, Address)>,
     pub(crate) numbers: Vec<(u32, u32)>,
     /// These are further names of these queue pairs, and of no other of the port's.
@@ -135,6 +152,7 @@ impl Address {
 impl Moved {
     pub(crate) fn pack(&self, out: &mut Vec<u8>) {
         out.push(u8::from(self.besides));
+        out.extend(self.device.to_le_bytes());
         out.extend(count(self.addresses.len()));
         for (was, is) in &self.addresses {
             was.pack(out);
@@ -153,7 +171,8 @@ impl Moved {
     }
 
     fn first(bytes: &mut &[u8]) -> Option<Moved> {
-        let mut one = Moved { besides: take(bytes, 1)? == [1], ..Moved::default() };
+        let besides = take(bytes, 1)? == [1];
+        let mut one = Moved { besides, device: word(bytes)?, ..Moved::default() };
         for _ in 0..word(bytes)? {
             one.addresses.push((Address::first(bytes)?, Address::first(bytes)?));
         }
@@ -181,6 +200,7 @@ mod tests {
         let port = |gids: &[(Raw, u8)]| Port {
             lid: 0,
             gids: gids.iter().map(|(raw, sort)| Gid::new(*raw, *sort)).collect(),
+            pkeys: Vec::new(),
         };
         let was = port(&[(local(1), 0), (local(1), 1), (v4(1), 0), (v4(1), 1)]);
         let same = port(&[(local(2), 0), (local(2), 1), (v4(2), 0), (v4(2), 1)]);
@@ -190,9 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_has_another_place() {
+        let port = |keys: &[u16]| Port { pkeys: keys.iter().map(|k| k.to_be()).collect(), ..Port::default() };
+        let (was, now) = (port(&[0xffff, 0x8001, 0x8002, 0, 3]), port(&[0xffff, 0x8002, 0, 0x8001, 0x8003]));
+        let there: Vec<_> = (0..6).map(|at| was.partition(at, &now)).collect();
+        assert_eq!(there, [Some(0), Some(3), Some(1), Some(3), Some(4), Some(5)]);
+        assert_eq!(was.partition(1, &port(&[0xffff])), None);
+    }
+
+    #[test]
     fn there_and_back_again() {
         let addresses = vec![(Address::Gid(v4(1)), Address::Gid(v4(9))), (Address::Lid(3), Address::Lid(4))];
-        let one = Moved { addresses, numbers: vec![(17, 40), (18, 41)], besides: true };
+        let one = Moved { device: 3, addresses, numbers: vec![(17, 40), (18, 41)], besides: true };
         let mut bytes = Vec::new();
         one.pack(&mut bytes);
         Moved::default().pack(&mut bytes);
@@ -203,7 +232,7 @@ mod tests {
     #[test]
     fn a_port_is_renamed_address_by_address() {
         let gids = vec![Gid::new(local(1), 1), Gid::default(), Gid::new(v4(1), 1)];
-        let port = Port { lid: 5, gids };
+        let port = Port { lid: 5, gids, pkeys: vec![7] };
         let name = |a| match a {
             Address::Gid(raw) if raw == v4(1) => Some(Address::Gid(v4(7))),
             Address::Lid(5) => Some(Address::Lid(6)),

@@ -8,7 +8,7 @@ use std::ffi::{c_int, c_uint};
 use rdma_sys::{ibv_device, ibv_port_attr};
 
 use crate::address::{Gid, Port};
-use crate::device::{CLOSE, LIST, OPEN, QUERY_GID, QUERY_GID_TYPE, QUERY_PORT, all, ours};
+use crate::device::{CLOSE, LIST, OPEN, QUERY_GID, QUERY_GID_TYPE, QUERY_PKEY, QUERY_PORT, all, ours};
 use crate::known;
 use crate::objects::{Card, Device, real};
 use crate::pass::word;
@@ -54,7 +54,13 @@ pub(crate) fn ports(real: u64) -> Vec<Port> {
             QUERY_GID_TYPE.int(&[real, u64::from(port), index, word(at)]);
             if r == 0 { Gid::new(gid, sort.min(3) as u8) } else { Gid::default() }
         };
-        ports.push(Port { lid: attr.lid, gids: (0..count).map(gid).collect() });
+        let pkey = |index: u16| {
+            let mut key = 0u16;
+            let at = word(&raw mut key);
+            if QUERY_PKEY.int(&[real, u64::from(port), u64::from(index), at]) == 0 { key } else { 0 }
+        };
+        let pkeys = (0..attr.pkey_tbl_len.min(256)).map(pkey).collect();
+        ports.push(Port { lid: attr.lid, gids: (0..count).map(gid).collect(), pkeys });
     }
     ports
 }

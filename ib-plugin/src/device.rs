@@ -30,7 +30,7 @@ pub(crate) static QUERY_GID: Function = Function::new(c"ibv_query_gid");
 static QUERY_GID_EX: Function = Function::new(c"_ibv_query_gid_ex");
 static QUERY_GID_TABLE: Function = Function::new(c"_ibv_query_gid_table");
 pub(crate) static QUERY_GID_TYPE: Function = Function::new(c"ibv_query_gid_type");
-static QUERY_PKEY: Function = Function::new(c"ibv_query_pkey");
+pub(crate) static QUERY_PKEY: Function = Function::new(c"ibv_query_pkey");
 static PKEY_INDEX: Function = Function::new(c"ibv_get_pkey_index");
 
 /// Devices of ours, by name: addresses.
@@ -43,6 +43,7 @@ pub(crate) fn ours(of: *const ibv_device) -> *mut ibv_device {
     let name = text(there.name.as_ptr()).unwrap_or_default();
     let _front = inside();
     let Ok(mut all) = DEVICES.lock() else { return std::ptr::null_mut() };
+    let number = all.len() as u32;
     let at = *all.entry(name).or_insert_with(|| {
         let public = ibv_device {
             // SAFETY: two pointers that nobody calls any more.
@@ -54,7 +55,7 @@ pub(crate) fn ours(of: *const ibv_device) -> *mut ibv_device {
             node_type: there.node_type,
             transport_type: there.transport_type,
         };
-        Device::with(public, 0, Card::default()).give().expose_provenance()
+        Device::with(public, 0, Card { number, ..Card::default() }).give().expose_provenance()
     });
     let device = std::ptr::with_exposed_provenance_mut(at);
     // SAFETY: made here, for ever.
@@ -201,6 +202,17 @@ pub(crate) fn index_back(guid: Option<u64>, port: u8, index: u8) -> u8 {
     found.and_then(|k| u8::try_from(k).ok()).unwrap_or(index)
 }
 
+/// The same of a partition key.
+pub(crate) fn partition_back(guid: Option<u64>, port: u8, index: u16) -> u16 {
+    let found = contexts(guid).find_map(|context| {
+        // SAFETY: as above.
+        let names = unsafe { &Context::of(Context::whole(context)).own };
+        let all = names.ports.get(usize::from(port).wrapping_sub(1))?.pkeys.len();
+        (0..u16::try_from(all).ok()?).find(|at| names.partition(port, *at) == Some(index))
+    });
+    found.unwrap_or(index)
+}
+
 /// The number in this start of one of the application's queue pairs, at such a device.
 pub(crate) fn number_there(guid: Option<u64>, was: u32) -> u32 {
     // SAFETY: contexts of ours.
@@ -279,6 +291,15 @@ pub(crate) fn all() -> Vec<*mut ibv_device> {
     all.into_iter().map(std::ptr::with_exposed_provenance_mut).collect()
 }
 
+/// Which of this process's devices a context is of.
+///
+/// # Safety
+/// A context of ours.
+pub(crate) unsafe fn number(context: *mut ibv_context) -> u32 {
+    // SAFETY: the caller's promise; a device lives for ever.
+    unsafe { Device::of((*context).device).own.number }
+}
+
 /// Those of which nothing is to be translated: the real context, and the other arguments as they are.
 macro_rules! of_context {
     ($($name:ident($($a:ident: $t:ty),*) by $function:ident;)*) => {$(
@@ -295,8 +316,45 @@ pub(crate) use of_context;
 of_context! {
     ibv_query_device(attr: *mut ibv_device_attr) by QUERY;
     ibv_query_gid_type(port: u8, index: u32, kind: *mut c_void) by QUERY_GID_TYPE;
-    ibv_query_pkey(port: u8, index: c_int, pkey: *mut u16) by QUERY_PKEY;
-    ibv_get_pkey_index(port: u8, pkey: u16) by PKEY_INDEX;
+}
+
+/// The partition keys of a port as the application knows them. `None`: they are as they were, or there is no such port.
+unsafe fn partitions<'a>(context: *mut ibv_context, port: u8) -> Option<&'a [u16]> {
+    // SAFETY: a context of ours.
+    let names = unsafe { &Context::of(Context::whole(context)).own };
+    let of_port = names.ports.get(usize::from(port).wrapping_sub(1)).filter(|_| address::changed());
+    of_port.map(|port| port.pkeys.as_slice())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_query_pkey(
+    context: *mut ibv_context,
+    port: u8,
+    index: c_int,
+    pkey: *mut u16,
+) -> c_int {
+    let _front = inside();
+    // SAFETY: a context of ours, and the application's room.
+    unsafe {
+        let known = partitions(context, port).and_then(|all| all.get(usize::try_from(index).ok()?));
+        if let Some(known) = known {
+            *pkey = *known;
+            return 0;
+        }
+        QUERY_PKEY.int(&[real_context(context), u64::from(port), word(index), word(pkey)])
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_get_pkey_index(context: *mut ibv_context, port: u8, pkey: u16) -> c_int {
+    let _front = inside();
+    // SAFETY: a context of ours.
+    unsafe {
+        match partitions(context, port) {
+            Some(all) => all.iter().position(|key| *key == pkey).map_or(-1, |at| at as c_int),
+            None => PKEY_INDEX.int(&[real_context(context), u64::from(port), word(pkey)]),
+        }
+    }
 }
 
 /// `struct ibv_gid_entry` of verbs.h.

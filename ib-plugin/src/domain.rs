@@ -308,7 +308,12 @@ pub(crate) fn posted(number: u32) -> Option<usize> {
 
 /// Numbers of all queues, as the application knows them and as the device does: for those who send.
 pub(crate) fn told() -> Vec<u8> {
-    queues().flat_map(|(_, of)| [of.number, of.there].map(u32::to_le_bytes).concat()).collect()
+    let of = |(srq, of): (*mut ibv_srq, Extended)| {
+        // SAFETY: what the world knows lives.
+        let device = unsafe { device::number((*srq).context) };
+        [device, of.number, of.there].map(u32::to_le_bytes).concat()
+    };
+    queues().flat_map(of).collect()
 }
 
 /// Queues of a context: their numbers.

@@ -25,7 +25,7 @@ use crate::log;
 use crate::objects::{Channel, Context, Qp, Srq};
 use crate::queue::is_extended;
 use crate::world::{self, Kind};
-use crate::{descriptor, domain, event, known, lone, names, patience, post, queue, rebind};
+use crate::{descriptor, domain, event, known, lone, memory, names, patience, post, queue, rebind};
 
 /// Without a completion, a change of a count: how long until others are told, until unreliable ones count as lost, and until the
 /// checkpoint is given up.
@@ -144,6 +144,8 @@ struct State {
     /// Since when nothing has changed.
     quiet: u64,
     seen: Vec<Counts>,
+    /// Why nothing of this can be saved, however long one waits.
+    never: Option<String>,
     done: bool,
 }
 
@@ -156,6 +158,7 @@ impl State {
             spoke: 0,
             quiet,
             seen: Vec::new(),
+            never: None,
             done: false,
         }
     }
@@ -178,7 +181,9 @@ pub(crate) fn begin() {
     }
     cm::gather();
     patience::stand_still();
-    STATE.with(|s| *s = State::new(monotonic_ns()));
+    // SAFETY: as above.
+    let never = unsafe { memory::unsavable() };
+    STATE.with(|s| *s = State { never, ..State::new(monotonic_ns()) });
 }
 
 fn pairs() -> impl Iterator<Item = *mut ibv_qp> {
@@ -254,7 +259,7 @@ pub(crate) unsafe fn step(arg: &mut StillArg) -> i64 {
                     (s.seen, s.quiet) = (seen, now);
                 }
                 // Only the other end, which stands still as well, can bring it to its end.
-                let next = match (cm::unsavable(), cm::half_made()) {
+                let next = match (s.never.take().or_else(cm::unsavable), cm::half_made()) {
                     (Some(why), _) => Next::GiveUp(why),
                     (None, Some(why)) => s.wait(why, now),
                     (None, None) => s.next(arg.round, &heard, now),

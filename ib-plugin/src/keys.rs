@@ -1,7 +1,8 @@
 //! Keys of memory regions after a restart, when the application knows others than the device does.
 //!
-//! What a reader would get wrong: a local key is looked up in this process, a remote one at the peer of the queue pair. And a key that
-//! was told to others before a restart stays taken for ever, also when its region is gone: theirs is translated.
+//! What a reader would get wrong: a local key is looked up in this process, a remote one at the peer of the queue pair, and each among those
+//! of one device: another one may have the same. And a key that was told to others before a restart stays taken for ever, also when
+//! its region is gone: theirs is translated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,11 +12,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use rdma_sys::ibv_sge;
 
 use crate::lock::Lock;
+use crate::log;
 
 /// Whether anything is to be translated: not before the first restart.
 static CHANGED: AtomicBool = AtomicBool::new(false);
-/// By the application's local key, the device's.
-static LOCAL: Lock<BTreeMap<u32, u32>> = Lock::new(BTreeMap::new());
+/// By [`crate::device::number`] and the application's local key, the device's.
+static LOCAL: Lock<BTreeMap<(u32, u32), u32>> = Lock::new(BTreeMap::new());
 /// Keys of regions that were there at a restart.
 static TAKEN: Lock<BTreeSet<u32>> = Lock::new(BTreeSet::new());
 
@@ -27,7 +29,7 @@ pub(crate) fn base(key: u32) -> u32 {
     key & !0xff
 }
 
-/// A rank's remote keys: by those that the application knows, those of its device.
+/// Remote keys of a rank's device: by those that the application knows, those of its device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Remote {
     /// Of regions.
@@ -48,10 +50,13 @@ impl Remote {
     }
 }
 
-static RANKS: Lock<BTreeMap<u32, Arc<Remote>>> = Lock::new(BTreeMap::new());
+/// A rank, and which of its devices.
+pub(crate) type Owner = (u32, u32);
+
+static OWNERS: Lock<BTreeMap<Owner, Arc<Remote>>> = Lock::new(BTreeMap::new());
 
 /// These are the local keys from now on. `all`: everything that a region is called.
-pub(crate) fn renew(keys: BTreeMap<u32, u32>, all: impl Iterator<Item = u32>) {
+pub(crate) fn renew(keys: BTreeMap<(u32, u32), u32>, all: impl Iterator<Item = u32>) {
     // Also if they are the same ones by chance: those of others may not be.
     CHANGED.store(true, Relaxed);
     TAKEN.with(|taken| taken.extend(all));
@@ -63,11 +68,11 @@ pub(crate) fn take(keys: impl Iterator<Item = u32>) {
     TAKEN.with(|taken| taken.extend(keys));
 }
 
-/// A region that was made since, or is gone.
-pub(crate) fn set(own: u32, there: Option<u32>) {
+/// A region of a device that was made since, or is gone.
+pub(crate) fn set(device: u32, own: u32, there: Option<u32>) {
     LOCAL.with(|all| match there {
-        Some(there) => _ = all.insert(own, there),
-        None => _ = all.remove(&own),
+        Some(there) => _ = all.insert((device, own), there),
+        None => _ = all.remove(&(device, own)),
     });
 }
 
@@ -76,21 +81,22 @@ pub(crate) fn take_bases(keys: impl Iterator<Item = u32>) {
     BASES.with(|bases| bases.extend(keys.map(base)));
 }
 
-/// Whether another region of the application's, or a window, has, or had, this key already. Soft-RoCE says 0 where a region has no
-/// remote key.
-pub(crate) fn is_taken(own: u32) -> bool {
+/// Whether another region of the application's on this device, or a window, has, or had, this key already. Soft-RoCE says 0 where a region
+/// has no remote key.
+pub(crate) fn is_taken(device: u32, own: u32) -> bool {
     own != 0
         && CHANGED.load(Relaxed)
-        && (LOCAL.with(|all| all.contains_key(&own))
+        && (LOCAL.with(|all| all.contains_key(&(device, own)))
             || TAKEN.with(|t| t.contains(&own))
             || BASES.with(|b| b.contains(&base(own))))
 }
 
 /// Whether one of them has, or had, a key that a window with this one could get.
-pub(crate) fn is_taken_base(own: u32) -> bool {
+pub(crate) fn is_taken_base(device: u32, own: u32) -> bool {
     let all = base(own).max(1)..=base(own) | 0xff;
+    let here = (device, *all.start())..=(device, *all.end());
     CHANGED.load(Relaxed)
-        && (LOCAL.with(|local| local.range(all.clone()).next().is_some())
+        && (LOCAL.with(|local| local.range(here).next().is_some())
             || TAKEN.with(|t| t.range(all).next().is_some())
             || BASES.with(|b| b.contains(&base(own))))
 }
@@ -101,24 +107,25 @@ pub(crate) fn changed() -> bool {
     CHANGED.load(Relaxed)
 }
 
-/// Puts the device's keys for the application's.
-pub(crate) fn translate(sges: &mut [ibv_sge]) {
+/// Puts the device's keys for the application's, in a request for the queue of this place ([`crate::log::queue`]).
+pub(crate) fn translate(place: u32, sges: &mut [ibv_sge]) {
+    let device = log::queue(place).map_or(0, |q| q.device.load(Relaxed));
     LOCAL.with(|all| {
         for s in sges {
-            s.lkey = all.get(&s.lkey).copied().unwrap_or(s.lkey);
+            s.lkey = all.get(&(device, s.lkey)).copied().unwrap_or(s.lkey);
         }
     });
 }
 
 /// What all ranks have told after a restart.
-pub(crate) fn learn(ranks: BTreeMap<u32, Remote>) {
-    RANKS.with(|all| *all = ranks.into_iter().map(|(rank, keys)| (rank, Arc::new(keys))).collect());
+pub(crate) fn learn(owners: BTreeMap<Owner, Remote>) {
+    OWNERS.with(|all| *all = owners.into_iter().map(|(owner, keys)| (owner, Arc::new(keys))).collect());
 }
 
-/// The remote keys of a queue pair whose other end is at one of these ranks. A key that two of them have is left out: nobody can tell.
-pub(crate) fn of(ranks: &BTreeSet<u32>) -> Arc<Remote> {
-    RANKS.with(|all| {
-        let mut known = ranks.iter().filter_map(|r| all.get(r));
+/// The remote keys of a queue pair whose other end is at one of these. A key that two of them have is left out: nobody can tell.
+pub(crate) fn of(owners: &BTreeSet<Owner>) -> Arc<Remote> {
+    OWNERS.with(|all| {
+        let mut known = owners.iter().filter_map(|o| all.get(o));
         let (first, rest) = (known.next().cloned().unwrap_or_default(), known.collect::<Vec<_>>());
         if rest.is_empty() {
             return first;
@@ -151,10 +158,16 @@ mod tests {
     #[test]
     fn a_key_of_two_ranks_is_nobodys_where_either_may_be_meant() {
         let some = |keys: &[(u32, u32)]| Remote { keys: keys.iter().copied().collect(), ..Remote::default() };
-        learn(BTreeMap::from([(1, some(&[(7, 70), (8, 80)])), (2, some(&[(7, 71), (9, 90)]))]));
-        assert_eq!(*of(&[1].into()), some(&[(7, 70), (8, 80)]));
-        assert_eq!(*of(&[1, 2].into()), some(&[(8, 80), (9, 90)]));
-        assert_eq!(*of(&[3].into()), some(&[]));
+        let all = [
+            ((1, 0), some(&[(7, 70), (8, 80)])),
+            ((2, 0), some(&[(7, 71), (9, 90)])),
+            ((1, 1), some(&[(7, 72)])),
+        ];
+        learn(BTreeMap::from(all));
+        assert_eq!(*of(&[(1, 0)].into()), some(&[(7, 70), (8, 80)]));
+        assert_eq!(*of(&[(1, 1)].into()), some(&[(7, 72)]), "of another device");
+        assert_eq!(*of(&[(1, 0), (2, 0)].into()), some(&[(8, 80), (9, 90)]));
+        assert_eq!(*of(&[(3, 0)].into()), some(&[]));
     }
 
     #[test]
@@ -164,16 +177,18 @@ mod tests {
         assert_eq!([0x500, 0x501, 0x700, 0x7ff].map(|k| remote.there(k)), [0x600, 0x501, 0x902, 0x901]);
         take_bases([0x1234].into_iter());
         CHANGED.store(true, Relaxed);
-        assert!(is_taken(0x12ff) && is_taken_base(0x1200) && !is_taken(0x1300));
+        assert!(is_taken(0, 0x12ff) && is_taken_base(0, 0x1200) && !is_taken(0, 0x1300));
         TAKEN.with(|t| _ = t.insert(0x1377));
-        assert!(is_taken_base(0x1300) && !is_taken(0x1300));
+        assert!(is_taken_base(0, 0x1300) && !is_taken(0, 0x1300));
     }
 
     #[test]
     fn a_key_of_before_stays_taken() {
-        renew([(5, 6)].into(), [5].into_iter());
-        assert!(changed() && is_taken(5) && !is_taken(6) && !is_taken(0));
-        set(5, None);
-        assert!(is_taken(5));
+        renew([((0, 5), 6)].into(), [5].into_iter());
+        assert!(changed() && is_taken(0, 5) && !is_taken(0, 6) && !is_taken(0, 0));
+        set(0, 5, None);
+        assert!(is_taken(0, 5));
+        set(1, 40, Some(41));
+        assert!(is_taken(1, 40) && !is_taken(0, 40), "each device has its own");
     }
 }

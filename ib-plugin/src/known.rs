@@ -10,6 +10,7 @@ use rdma_sys::{ibv_ah_attr, ibv_wc};
 
 use crate::address::{Address, Moved, Port, Raw};
 use crate::header::{self, Header};
+use crate::keys::Owner;
 use crate::lock::Lock;
 use crate::places::{Places, There};
 
@@ -45,7 +46,8 @@ pub(crate) fn adopt(present: &BTreeSet<(Address, u32)>) {
                 Address::Lid(lid) => There { lid, ..There::default() },
             };
             known.name(*is, there);
-            known.at(*is, *rank);
+            // Its device has no keys of before.
+            known.at(*is, (*rank, u32::MAX));
         }
     });
 }
@@ -112,7 +114,7 @@ pub(crate) unsafe fn name(attr: &ibv_ah_attr) -> Address {
 ///
 /// # Safety
 /// As for [`there`].
-pub(crate) unsafe fn meet(was: (&ibv_ah_attr, u32), now: (&ibv_ah_attr, u32), rank: u32) {
+pub(crate) unsafe fn meet(was: (&ibv_ah_attr, u32), now: (&ibv_ah_attr, u32), owner: Owner) {
     KNOWN.with(|known| {
         let Some(known) = known else { return };
         // SAFETY: the caller's promise.
@@ -123,20 +125,20 @@ pub(crate) unsafe fn meet(was: (&ibv_ah_attr, u32), now: (&ibv_ah_attr, u32), ra
             There { lid: now.0.dlid, ..There::default() }
         };
         known.pairs.insert((name, was.1), Some((there, now.1)));
-        known.owners.entry(name).or_default().by_number.entry(was.1).or_default().insert(rank);
+        known.owners.entry(name).or_default().by_number.entry(was.1).or_default().insert(owner);
     });
 }
 
-/// The rank of a queue pair; or those of which it may be one, if it was made since.
+/// The rank and device of a queue pair; or those of which it may be one, if it was made since.
 ///
 /// # Safety
 /// As for [`there`].
-pub(crate) unsafe fn owners(attr: &ibv_ah_attr, number: u32) -> BTreeSet<u32> {
+pub(crate) unsafe fn owners(attr: &ibv_ah_attr, number: u32) -> BTreeSet<Owner> {
     KNOWN.with(|known| {
         let Some(known) = known else { return BTreeSet::new() };
         // SAFETY: the caller's promise.
         let Some(owners) = known.owners.get(&unsafe { name(attr) }) else { return BTreeSet::new() };
-        owners.by_number.get(&number).unwrap_or(&owners.ranks).clone()
+        owners.by_number.get(&number).unwrap_or(&owners.all).clone()
     })
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Queue {
     /// A request has failed: no other one will succeed.
     pub(crate) broken: AtomicBool,
     pub(crate) datagram: AtomicBool,
+    /// [`crate::device::number`].
+    pub(crate) device: AtomicU32,
     /// The request that has been the oldest for a while ([`crate::patience`]); and that it was given up.
     pub(crate) oldest: Lock<Option<Oldest>>,
     pub(crate) gave_up: AtomicBool,
@@ -43,11 +45,17 @@ impl Queue {
             received: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             datagram: AtomicBool::new(false),
+            device: AtomicU32::new(0),
             oldest: Lock::new(None),
             gave_up: AtomicBool::new(false),
             next_send: AtomicU64::new(0),
             next_receive: AtomicU64::new(0),
         }
+    }
+
+    /// The application wants a completion of each send, whatever it says there.
+    pub(crate) fn signals_all(&self) -> bool {
+        self.sends.with(|s| s.as_ref().is_some_and(Sends::signals_all))
     }
 
     /// A queue pair that begins anew.

@@ -3,11 +3,13 @@
 use std::ffi::{c_int, c_uint, c_void};
 
 use rdma_sys::{ibv_context, ibv_mr, ibv_pd};
+use stillpoint_sys::raw::nr;
+use stillpoint_sys::sys;
 
 use crate::below::{Function, inside};
 use crate::objects::{Mr, Object, Pd, Region, real, real_context};
 use crate::pass::word;
-use crate::{keys, world};
+use crate::{device, keys, world};
 
 /// IBV_REREG_MR_ERR_CMD: the region is no good any more.
 const ERR_CMD: c_int = -4;
@@ -64,7 +66,7 @@ unsafe extern "C" fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int {
     unsafe {
         let r = DEREG_MR.int(&[real(mr)]);
         if r == 0 {
-            keys::set((*mr).lkey, None);
+            keys::set(device::number((*mr).context), (*mr).lkey, None);
             world::leave(world::Kind::Mr, mr.expose_provenance());
             Mr::take(mr);
         }
@@ -73,20 +75,20 @@ unsafe extern "C" fn ibv_dereg_mr(mr: *mut ibv_mr) -> c_int {
 }
 
 /// A key that another region of the application's had before a restart would mean two.
-fn is_taken(m: &ibv_mr) -> bool {
-    keys::is_taken(m.lkey) || keys::is_taken(m.rkey)
+fn is_taken(device: u32, m: &ibv_mr) -> bool {
+    keys::is_taken(device, m.lkey) || keys::is_taken(device, m.rkey)
 }
 
-/// Makes a real region whose keys no other one has had; 0: errno says why not.
+/// Makes a real region on this device whose keys no other one has had; 0: errno says why not.
 ///
 /// # Safety
 /// `make` returns the address of a real region, or 0.
-unsafe fn fresh(make: impl Fn() -> usize) -> usize {
+unsafe fn fresh(device: u32, make: impl Fn() -> usize) -> usize {
     let mut taken = Vec::new();
     let at = loop {
         let at = make();
         // SAFETY: the caller's promise.
-        if at == 0 || !is_taken(unsafe { there::<ibv_mr>(at) }) {
+        if at == 0 || !is_taken(device, unsafe { there::<ibv_mr>(at) }) {
             break at;
         }
         taken.push(at);
@@ -109,18 +111,50 @@ unsafe fn region(
 ) -> *mut ibv_mr {
     // SAFETY: the caller's promise.
     unsafe {
-        let at = fresh(|| make(real(pd)));
+        let device = device::number((*pd).context);
+        let at = fresh(device, || make(real(pd)));
         if at == 0 {
             return std::ptr::null_mut();
         }
         let m = there::<ibv_mr>(at);
         let (lkey, rkey) = (m.lkey, m.rkey);
         let public = ibv_mr { context: (*pd).context, pd, addr, length, handle: m.handle, lkey, rkey };
-        keys::set(lkey, Some(lkey));
+        keys::set(device, lkey, Some(lkey));
         let own = Mr::with(public, at, own).give();
         world::enter(world::Kind::Mr, own.expose_provenance());
         own
     }
+}
+
+/// A region over memory that is not mapped any more: nobody could make it again.
+///
+/// # Safety
+/// The objects of the world live.
+pub(crate) unsafe fn unsavable() -> Option<String> {
+    for at in world::all(world::Kind::Mr) {
+        // SAFETY: the caller's promise.
+        let m = unsafe { &Mr::of(std::ptr::with_exposed_provenance_mut::<ibv_mr>(at)).public };
+        let (addr, length) = (m.addr.expose_provenance(), m.length);
+        if !is_mapped(addr, length) {
+            return Some(format!(
+                "memory region {:#x} of {length} bytes at {addr:#x}: its memory is not mapped any more; ibv_dereg_mr ends the region",
+                m.lkey
+            ));
+        }
+    }
+    None
+}
+
+/// Whether all of it is mapped, by whatever. An implicit region, which has no end, is of all memory that there is.
+fn is_mapped(addr: usize, length: usize) -> bool {
+    const PAGE: usize = 4096;
+    let start = addr & !(PAGE - 1);
+    let Some(end) = addr.checked_add(length).filter(|_| length != 0 && length != usize::MAX) else {
+        return true;
+    };
+    // SAFETY: writes nothing: with MS_ASYNC it only looks whether there is memory (msync(2), ENOMEM).
+    let r = unsafe { sys!(nr::MSYNC, start, end - start, libc::MS_ASYNC) };
+    r != -(libc::ENOMEM as isize)
 }
 
 /// Makes the real region of one of ours, in a real domain; 0: errno says why not.
@@ -202,10 +236,11 @@ unsafe extern "C" fn ibv_rereg_mr(
             own.own.access = access as u32;
         }
         let mut now = there::<ibv_mr>(at as usize);
-        if (now.lkey, now.rkey) != before && is_taken(now) {
+        let device = device::number(own.public.context);
+        if (now.lkey, now.rkey) != before && is_taken(device, now) {
             // Another region in its place.
             let (addr, length, pd) = (own.public.addr, own.public.length, real(own.public.pd));
-            let new = fresh(|| make_region(pd, addr, length, &own.own));
+            let new = fresh(device, || make_region(pd, addr, length, &own.own));
             if new == 0 {
                 return ERR_CMD;
             }
@@ -215,10 +250,30 @@ unsafe extern "C" fn ibv_rereg_mr(
         }
         // The application goes on to know it by its former keys, if the real ones are what they were.
         if (now.lkey, now.rkey) != before {
-            keys::set(own.public.lkey, None);
-            keys::set(now.lkey, Some(now.lkey));
+            keys::set(device, own.public.lkey, None);
+            keys::set(device, now.lkey, Some(now.lkey));
             (own.public.lkey, own.public.rkey) = (now.lkey, now.rkey);
         }
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_gone_is_missed() {
+        let two = 2 * 4096;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a mapping of its own.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), two, libc::PROT_READ, flags, -1, 0) }
+            .expose_provenance();
+        assert!(
+            is_mapped(at, two) && is_mapped(at + 5000, 10) && is_mapped(0, usize::MAX) && is_mapped(7, 0)
+        );
+        // SAFETY: the second page of it.
+        unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(at + 4096), 4096) };
+        assert!(is_mapped(at + 5, 4091) && !is_mapped(at, 4097) && !is_mapped(at + 5000, 10));
     }
 }

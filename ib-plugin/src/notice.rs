@@ -7,7 +7,8 @@
 //! ```
 //!
 //! What a reader would get wrong: an event without a completion is allowed (ibv_get_cq_event(3): a completion may come between the
-//! request and the last poll), but it ends the request. One for a completion that is swallowed would end it for nothing, so it is not given.
+//! request and the last poll), but it ends the request. One for a completion that is swallowed would end it for nothing, so it is not given;
+//! but to one who would wait long for another ([`Notice::comes_early`]).
 //! Solicited completions are never those: all that is swallowed are successful sends.
 
 /// What the application wants to be told.
@@ -92,6 +93,11 @@ impl Notice {
         ends
     }
 
+    /// An event is given that nothing has come for: it ends the request all the same.
+    pub(crate) fn comes_early(&mut self) {
+        (self.wants, self.seen) = (Wants::Nothing, false);
+    }
+
     /// It asks when there are completions already. Whether an event is due; of solicited ones nobody can tell, and it goes on to be asked for.
     pub(crate) fn meets(&mut self) -> bool {
         self.saw();
@@ -137,6 +143,19 @@ mod tests {
         n.saw();
         n.ask(false);
         assert!(!n.comes());
+    }
+
+    #[test]
+    fn an_early_event_ends_the_request() {
+        let mut n = Notice::default();
+        n.ask(false);
+        n.comes_early();
+        assert!(n.wants() == Wants::Nothing);
+        n.saw();
+        assert!(!n.comes(), "the real queue was asked once more");
+        n.ask(false);
+        n.saw();
+        assert!(n.comes());
     }
 
     #[test]

@@ -178,6 +178,16 @@ impl Names {
         let now = self.now.with(|now| self.ports.get(port)?.place(usize::from(at), now.get(port)?));
         now.and_then(|n| u8::try_from(n).ok()).unwrap_or(at)
     }
+
+    /// The same of a partition key. `None`: the port is not in that partition.
+    pub(crate) fn partition(&self, port: u8, at: u16) -> Option<u16> {
+        let port = usize::from(port).wrapping_sub(1);
+        let both = self.now.with(|now| {
+            let (was, now) = self.ports.get(port).zip(now.get(port))?;
+            Some(was.partition(usize::from(at), now))
+        });
+        both.map_or(Some(at), |there| there.and_then(|n| u16::try_from(n).ok()))
+    }
 }
 
 /// An address handle: where the application wants it to lead.
@@ -194,6 +204,8 @@ pub(crate) type Destination = (Option<Raw>, u16);
 /// this start.
 #[derive(Default)]
 pub(crate) struct Card {
+    /// Which of this process's devices: keys are unique within one of them only.
+    pub(crate) number: u32,
     pub(crate) ports: Lock<Option<Vec<Port>>>,
     pub(crate) now: Lock<Vec<Port>>,
     pub(crate) besides: Lock<Vec<Besides>>,

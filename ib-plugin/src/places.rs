@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::address::{Address, Moved, Raw};
+use crate::keys::Owner;
 
 /// A real port. By its LID alone if that is all that was told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,8 +25,8 @@ pub(crate) struct There {
 #[derive(Debug, Default)]
 pub(crate) struct Owners {
     /// By queue pair, where it was told; and of the address.
-    pub(crate) by_number: BTreeMap<u32, BTreeSet<u32>>,
-    pub(crate) ranks: BTreeSet<u32>,
+    pub(crate) by_number: BTreeMap<u32, BTreeSet<Owner>>,
+    pub(crate) all: BTreeSet<Owner>,
 }
 
 /// All of it.
@@ -85,7 +86,7 @@ impl Places {
                     Address::Gid(gid) => There { gid, lid: lid.unwrap_or(0) },
                     Address::Lid(lid) => There { lid, ..There::default() },
                 };
-                known.tell(*from, (*was, there), port);
+                known.tell((*from, port.device), (*was, there), port);
                 for (number, now) in &port.numbers {
                     let names = known.back.entry((*is, *now)).or_default();
                     names.insert(if port.besides { names.len() } else { 0 }, (*was, *number));
@@ -105,22 +106,22 @@ impl Places {
         }
         for (from, port) in all {
             for (_, is) in &port.addresses {
-                known.at(*is, *from);
+                known.at(*is, (*from, port.device));
             }
         }
         known
     }
 
-    /// A port of that rank, and queue pairs of it, have this name.
-    fn tell(&mut self, rank: u32, (was, there): (Address, There), port: &Moved) {
+    /// A port of that device, and queue pairs of it, have this name.
+    fn tell(&mut self, owner: Owner, (was, there): (Address, There), port: &Moved) {
         let owners = self.owners.entry(was).or_default();
         let places = self.places.entry(was).or_default();
         if !port.besides {
-            owners.ranks.insert(rank);
+            owners.all.insert(owner);
             places.insert(there);
         }
         for (number, now) in &port.numbers {
-            owners.by_number.entry(*number).or_default().insert(rank);
+            owners.by_number.entry(*number).or_default().insert(owner);
             let now = Some((there, *now));
             let one = self.pairs.entry((was, *number)).or_insert(now);
             if *one != now {
@@ -146,10 +147,10 @@ impl Places {
         self.alone.insert(is, name);
     }
 
-    /// This rank has such a port: what is made there from now on may be called so.
-    pub(crate) fn at(&mut self, is: Address, rank: u32) {
+    /// This one has such a port: what is made there from now on may be called so.
+    pub(crate) fn at(&mut self, is: Address, owner: Owner) {
         if let Some(name) = self.alone.get(&is) {
-            self.owners.entry(*name).or_default().ranks.insert(rank);
+            self.owners.entry(*name).or_default().all.insert(owner);
         }
     }
 
@@ -215,7 +216,7 @@ mod tests {
     }
 
     fn moved(addresses: &[(Address, Address)], numbers: &[(u32, u32)]) -> Moved {
-        Moved { addresses: addresses.to_vec(), numbers: numbers.to_vec(), besides: false }
+        Moved { device: 0, addresses: addresses.to_vec(), numbers: numbers.to_vec(), besides: false }
     }
 
     fn lead(known: &Places, to: Address, number: u32) -> Option<(Address, u32)> {
@@ -228,7 +229,7 @@ mod tests {
     }
 
     fn ranks(known: &Places, of: Address) -> Vec<u32> {
-        known.owners.get(&of).map(|o| o.ranks.iter().copied().collect()).unwrap_or_default()
+        known.owners.get(&of).map(|o| o.all.iter().map(|(rank, _)| *rank).collect()).unwrap_or_default()
     }
 
     #[test]
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(lead(&known, v4(2), 99), None, "of which of the two?");
         assert_eq!(lead(&known, v4(2), 18), None, "there are two of these");
         assert_eq!(lead(&known, v4(7), 99), Some((v4(7), 99)), "a stranger");
-        assert_eq!(known.owners[&v4(2)].by_number[&17], [1].into());
+        assert_eq!(known.owners[&v4(2)].by_number[&17], [(1, 0)].into());
         assert_eq!(ranks(&known, v4(2)), [1, 2]);
         assert_eq!(known.sender(v4(9), 40), (v4(1), 17));
         assert_eq!(known.sender(v4(9), 99), (v4(1), 99), "made since");
@@ -278,7 +279,7 @@ mod tests {
         assert_eq!(lead(&known, Address::Lid(1), 18), Some((Address::Lid(3), 31)));
         // By further names.
         let addresses = vec![(gid(8), gid(2)), (Address::Lid(80), Address::Lid(2))];
-        let further = Moved { addresses, numbers: vec![(17, 30)], besides: true };
+        let further = Moved { device: 0, addresses, numbers: vec![(17, 30)], besides: true };
         let known = Places::of(&[all.as_slice(), &[(0, further)]].concat(), 0);
         let Address::Gid(mut raw) = gid(8) else { return };
         let mut lid = 80;
@@ -292,7 +293,7 @@ mod tests {
         let mut known = Places::of(&[(0, one)], 0);
         for is in [v4(1), v4(2), v4(3), Address::Lid(1), Address::Lid(2), Address::Lid(3)] {
             known.name(is, There::default());
-            known.at(is, 4);
+            known.at(is, (4, 0));
         }
         // With rank 0, by that name; of its own; by another one, since its own means rank 0's.
         assert_eq!((known.alone[&v4(2)], known.alone[&v4(3)]), (v4(1), v4(3)));

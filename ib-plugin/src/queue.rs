@@ -10,13 +10,16 @@ use rdma_sys::{
 };
 
 use crate::below::{Function, fail, inside, set_errno};
+use crate::drain::is_connected;
 use crate::group::Groups;
 use crate::lock::Lock;
 use crate::log::{self, Receives, Sends};
-use crate::objects::{Given, Limits, Object, Pair, Public, Qp, Shared, Srq, Told, real, real_context};
+use crate::objects::{
+    Context, Given, Limits, Object, Pair, Public, Qp, Shared, Srq, Told, real, real_context,
+};
 use crate::pass::word;
 use crate::requests::MOST_SHARED;
-use crate::{address, cq, domain, event, extend, handle, keys, known, patience, post, window, world};
+use crate::{address, cq, device, domain, event, extend, handle, keys, known, patience, post, window, world};
 
 static CREATE_SRQ: Function = Function::new(c"ibv_create_srq");
 static MODIFY_SRQ: Function = Function::new(c"ibv_modify_srq");
@@ -161,6 +164,7 @@ pub(crate) unsafe fn create_srq(
         world::enter(world::Kind::Srq, own.expose_provenance());
         let turn = logs.next_receive.load(Relaxed);
         logs.receives.with(|r| *r = Some(Receives::shared(place, turn, limits.max_wr, limits.max_sge)));
+        logs.device.store(device::number((*pd).context), Relaxed);
         (*own).handle = (*std::ptr::with_exposed_provenance::<ibv_srq>(real(own) as usize)).handle;
         own
     }
@@ -310,6 +314,7 @@ pub(crate) unsafe fn create_qp(
         let q = &*std::ptr::with_exposed_provenance::<ibv_qp>(there(real(own)));
         ((*own).handle, (*own).qp_num, (*own).state) = (q.handle, q.qp_num, q.state);
         logs.qp_num.store(q.qp_num, Relaxed);
+        logs.device.store(device::number(context), Relaxed);
         logs.datagram.store((*attr).qp_type == ibv_qp_type::IBV_QPT_UD, Relaxed);
         log::number(real_context(context), q.qp_num, place);
         own
@@ -328,9 +333,19 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
                 set_errno(libc::EADDRNOTAVAIL);
                 return libc::EADDRNOTAVAIL;
             };
-            let ranks = address::owners(&now.ah_attr, now.dest_qp_num);
-            Qp::of(qp).own.remote.with(|r| *r = keys::of(&ranks));
+            let owners = address::owners(&now.ah_attr, now.dest_qp_num);
+            Qp::of(qp).own.remote.with(|r| *r = keys::of(&owners));
             (now.ah_attr, now.dest_qp_num) = (way, number);
+        }
+        if mask as u32 & mask::PKEY != 0 && address::changed() {
+            let port = Qp::of(qp).own.told.with(|told| told.attr.port_num);
+            let port = if mask as u32 & mask::PORT != 0 { now.port_num } else { port };
+            let names = &Context::of(Context::whole((*qp).context)).own;
+            let Some(index) = names.partition(port, now.pkey_index) else {
+                set_errno(libc::EINVAL);
+                return libc::EINVAL;
+            };
+            now.pkey_index = index;
         }
         if mask as u32 & mask::RNR_RETRY != 0 {
             now.rnr_retry = patience::FOR_EVER;
@@ -388,14 +403,15 @@ unsafe extern "C" fn ibv_query_qp(
     }
 }
 
-/// The state that a queue pair is in by itself: where a request or a message has failed.
+/// The state that a queue pair is in by itself: where a request or a message has failed, be it one of the other end's alone, of which
+/// nothing is to be seen here but this.
 ///
 /// # Safety
 /// A queue pair of ours.
 pub(crate) unsafe fn see_state(qp: *mut ibv_qp) {
     // SAFETY: the caller's promise; numbers and null pointers.
     unsafe {
-        if log::queue(Qp::of(qp).own.place).is_some_and(|l| l.broken.load(Relaxed)) {
+        if is_connected(qp) || log::queue(Qp::of(qp).own.place).is_some_and(|l| l.broken.load(Relaxed)) {
             let mut attr: ibv_qp_attr = std::mem::zeroed();
             let mut init: ibv_qp_init_attr = std::mem::zeroed();
             let args = [real(qp), word(&raw mut attr), u64::from(mask::STATE), word(&raw mut init)];
@@ -499,6 +515,9 @@ impl Told {
         }
         if self.mask & mask::DEST != 0 {
             to.dest_qp_num = self.attr.dest_qp_num;
+        }
+        if self.mask & mask::PKEY != 0 {
+            to.pkey_index = self.attr.pkey_index;
         }
         if self.mask & mask::RNR_RETRY != 0 {
             to.rnr_retry = self.attr.rnr_retry;

@@ -18,7 +18,7 @@ use crate::log;
 use crate::objects::{Came, Cq, Mw, Qp, real, real_context};
 use crate::window::{forget, is_first, known_as, make, post_first, windows};
 use crate::world::{self, Kind};
-use crate::{keys, post};
+use crate::{device, keys, post};
 
 /// IBV_SEND_SIGNALED.
 const SIGNALED: u32 = 2;
@@ -179,11 +179,14 @@ unsafe fn wait(cq: *mut ibv_cq) -> Option<ibv_wc_status::Type> {
     }
 }
 
-/// Upper bits of all keys, as the application knows them and as the device does, and what is to be added to the low 8: for those who use them.
+/// Of all windows the device, the upper bits of the key, as the application knows them and as the device does, and what is to be added to the low 8: for those who use them.
 pub(crate) fn told() -> Vec<u8> {
     let one = |mw: *mut ibv_mw| {
         // SAFETY: what the world knows lives.
-        let all = unsafe { Mw::of(mw).own.state.with(|s| [keys::base(s.key), s.base, s.more.into()]) };
+        let all = unsafe {
+            let device = device::number((*mw).context);
+            Mw::of(mw).own.state.with(|s| [device, keys::base(s.key), s.base, s.more.into()])
+        };
         all.map(u32::to_le_bytes).concat()
     };
     windows().flat_map(one).collect()

@@ -117,7 +117,7 @@ unsafe fn make() -> Result<(), String> {
             let at = memory::make_region(real(m.pd), m.addr, m.length, &mr.own);
             mr.renew(made(at, &format!("a memory region of {} bytes", m.length))?);
             let there = &*std::ptr::with_exposed_provenance::<rdma_sys::ibv_mr>(at);
-            local.insert(m.lkey, there.lkey);
+            local.insert((device::number(m.context), m.lkey), there.lkey);
             called.extend([m.lkey, m.rkey]);
         }
         keys::renew(local, called.into_iter());
@@ -192,7 +192,7 @@ unsafe fn make_pair(qp: *mut ibv_qp) -> Result<(), String> {
             srq: there(real(q.srq)).cast(),
             cap: own.own.cap,
             qp_type: q.qp_type,
-            sq_sig_all: 0,
+            sq_sig_all: c_int::from(log::queue(own.own.place).is_some_and(log::Queue::signals_all)),
         };
         let what = format!("queue pair {:#x}", q.qp_num);
         own.own.asynchronous.forget();
@@ -221,6 +221,16 @@ unsafe fn make_pair(qp: *mut ibv_qp) -> Result<(), String> {
 unsafe fn tell(qp: *mut ibv_qp, told: &Told, state: ibv_qp_state::Type, which: u32) -> Result<(), String> {
     let mut attr = told.copy().attr;
     (attr.qp_state, attr.rnr_retry) = (state, patience::FOR_EVER);
+    if which & mask::PKEY != 0 {
+        // SAFETY: a queue pair of ours.
+        let (names, number) = unsafe { (&Context::of(Context::whole((*qp).context)).own, (*qp).qp_num) };
+        attr.pkey_index = names.partition(attr.port_num, attr.pkey_index).ok_or_else(|| {
+            format!(
+                "queue pair {number:#x}: port {} is in no partition as that of its entry {} was; restart where it is",
+                attr.port_num, attr.pkey_index
+            )
+        })?;
+    }
     // SAFETY: a queue pair of ours.
     let e = MODIFY_QP.int(&[unsafe { real(qp) }, word(&raw mut attr), u64::from(which | mask::STATE)]);
     let e = if e == -1 { crate::below::errno() } else { e };
@@ -280,7 +290,9 @@ unsafe fn announce(out: &mut Out) -> Result<(), String> {
                         let Some(now) = now.get(port) else { continue };
                         let gid = at.and_then(|at| now.gids.get(names.ports[port].place(at, now)?));
                         let gid = gid.copied().unwrap_or_default().raw;
-                        let place = [&number.to_le_bytes()[..], &now.lid.to_le_bytes(), &gid].concat();
+                        let device = device::number((*qp).context).to_le_bytes();
+                        let place =
+                            [&number.to_le_bytes()[..], &now.lid.to_le_bytes(), &gid, &device].concat();
                         out.publish(&name, &place);
                     }
                 });
@@ -308,21 +320,22 @@ unsafe fn moves(device: *mut ibv_device, numbers: &Numbers, out: &mut Vec<u8>) {
     unsafe {
         let (was, now) = present::both(device);
         let other = Device::of(device).own.besides.with(|all| all.clone());
+        let number = Device::of(device).own.number;
         for (port, was) in was.iter().flatten().enumerate() {
             let now = now.get(port).cloned().unwrap_or_default();
             let pair = |(at, name): (Option<usize>, Address)| Some((name, was.stands_for(at, &now)?));
             let all = numbers.get(&(device.expose_provenance(), port)).map_or(&[][..], Vec::as_slice);
             let addresses: Vec<_> = was.addresses().filter_map(pair).collect();
             let pairs = all.iter().map(|(_, was, now)| (*was, *now)).collect();
-            Moved { addresses, numbers: pairs, besides: false }.pack(out);
+            Moved { device: number, addresses, numbers: pairs, besides: false }.pack(out);
             // It is not there any more: its names lead nowhere.
             let lost = was.addresses().filter(|it| pair(*it).is_none()).map(|(_, name)| (name, name));
-            Moved { addresses: lost.collect(), numbers: Vec::new(), besides: true }.pack(out);
+            Moved { device: number, addresses: lost.collect(), numbers: Vec::new(), besides: true }.pack(out);
             for start in other.iter().map(|b| b.start).collect::<BTreeSet<_>>() {
                 let names = other.iter().filter(|b| (b.start, b.port) == (start, port));
                 let addresses = names.filter_map(|b| pair((b.at, b.name))).collect();
                 let made = all.iter().filter(|(s, ..)| *s == start).map(|(_, was, now)| (*was, *now));
-                Moved { addresses, numbers: made.collect(), besides: true }.pack(out);
+                Moved { device: number, addresses, numbers: made.collect(), besides: true }.pack(out);
             }
         }
     }
@@ -355,7 +368,8 @@ unsafe fn lead(qp: *mut ibv_qp, to: &mut ibv_qp_attr, other: Option<(u32, &[u8])
             grh.dgid.raw = bytes(6, 16)?.try_into().unwrap_or_default();
             grh.sgid_index = names.index(was.port_num, grh.sgid_index);
         }
-        address::meet((&was, number), (&to.ah_attr, to.dest_qp_num), rank);
+        let device = u32::from_le_bytes(bytes(22, 4)?.try_into().unwrap_or_default());
+        address::meet((&was, number), (&to.ah_attr, to.dest_qp_num), (rank, device));
     }
     Ok(())
 }
@@ -403,8 +417,8 @@ unsafe fn connect(heard: &Heard, out: &mut Out) -> Result<(), String> {
         let mut all = Vec::new();
         for mr in each::<ibv_mr>(Kind::Mr) {
             let there = &*std::ptr::with_exposed_provenance::<rdma_sys::ibv_mr>(real(mr) as usize);
-            all.extend(Mr::of(mr).public.rkey.to_le_bytes());
-            all.extend(there.rkey.to_le_bytes());
+            let own = &Mr::of(mr).public;
+            all.extend([device::number(own.context), own.rkey, there.rkey].map(u32::to_le_bytes).concat());
         }
         let own = stillpoint_sys::half().rank.load(Relaxed);
         out.publish(&names::of_rank(own), &all);
@@ -439,26 +453,31 @@ unsafe fn may_send(qp: *mut ibv_qp, told: &Told) -> Result<(), String> {
     unsafe { tell(qp, told, ibv_qp_state::IBV_QPS_RTS, which) }
 }
 
+/// What ranks have told under keys that begin so: as many numbers each time.
+fn words<const N: usize>(heard: &Heard, beginning: &[u8]) -> Vec<(u32, [u32; N])> {
+    let word = |at: &[u8]| u32::from_le_bytes(at.try_into().unwrap_or_default());
+    let of = |(rank, value): (u32, &[u8])| -> Vec<(u32, [u32; N])> {
+        let one = |bytes: &[u8]| (rank, std::array::from_fn(|k| word(&bytes[4 * k..4 * k + 4])));
+        value.chunks_exact(4 * N).map(one).collect()
+    };
+    heard.beginning(beginning).flat_map(of).collect()
+}
+
 unsafe fn go(heard: &Heard) -> Result<(), String> {
     // SAFETY: the caller's promise.
     unsafe {
         present::learn(heard);
-        let mut ranks: BTreeMap<u32, keys::Remote> = BTreeMap::new();
-        let word = |at: &[u8]| u32::from_le_bytes(at.try_into().unwrap_or_default());
-        for (rank, value) in heard.beginning(b"r") {
-            let pairs = value.chunks_exact(8).map(|pair| (word(&pair[..4]), word(&pair[4..])));
-            ranks.entry(rank).or_default().keys = pairs.collect();
+        let mut owners: BTreeMap<keys::Owner, keys::Remote> = BTreeMap::new();
+        for (rank, [device, was, now]) in words(heard, b"r") {
+            owners.entry((rank, device)).or_default().keys.insert(was, now);
         }
-        for (rank, value) in heard.beginning(b"q") {
-            let pairs = value.chunks_exact(8).map(|pair| (word(&pair[..4]), word(&pair[4..])));
-            ranks.entry(rank).or_default().queues = pairs.collect();
+        for (rank, [device, was, now]) in words(heard, b"q") {
+            owners.entry((rank, device)).or_default().queues.insert(was, now);
         }
-        for (rank, value) in heard.beginning(b"w") {
-            let all = value.chunks_exact(12);
-            let all = all.map(|one| (word(&one[..4]), (word(&one[4..8]), word(&one[8..]) as u8)));
-            ranks.entry(rank).or_default().windows = all.collect();
+        for (rank, [device, was, now, more]) in words(heard, b"w") {
+            owners.entry((rank, device)).or_default().windows.insert(was, (now, more as u8));
         }
-        keys::learn(ranks);
+        keys::learn(owners);
         for qp in each::<ibv_qp>(Kind::Qp) {
             let own = Qp::of(qp);
             own.own.told.with(|told| {

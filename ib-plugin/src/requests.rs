@@ -85,6 +85,10 @@ impl Sends {
         }
     }
 
+    pub(crate) fn signals_all(&self) -> bool {
+        self.all_signaled
+    }
+
     /// Copies a list of requests, each behind the one before, and returns the first copy, with its number. `translate` puts real
     /// things for the application's: 0, or why there are none. `Err`: why there is no copy of all; those before are in the list.
     ///
@@ -330,7 +334,7 @@ impl Sent {
         self.wr = unsafe { std::ptr::read(&raw const self.own) };
         if self.own.send_flags & INLINE == 0 {
             self.there.copy_from_slice(&self.sges);
-            keys::translate(&mut self.there);
+            keys::translate(Token::of(self.own.wr_id).queue, &mut self.there);
             self.wr.sg_list = self.there.as_mut_ptr();
         }
         match translate(&mut self.wr) {
@@ -382,7 +386,7 @@ impl Posted {
     fn request(&mut self, token: Token) -> ibv_recv_wr {
         self.there.copy_from_slice(&self.sges);
         if keys::changed() {
-            keys::translate(&mut self.there);
+            keys::translate(token.queue, &mut self.there);
         }
         ibv_recv_wr {
             wr_id: token.pack(),

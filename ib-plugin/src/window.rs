@@ -16,12 +16,12 @@ use stillpoint_loader::switch::Front;
 
 use crate::below::{by_pointer, errno, fail, inside};
 use crate::bound::{Bound, State};
-use crate::keys;
 use crate::lock::Lock;
 use crate::log;
 use crate::memory::there;
 use crate::objects::{Mw, Object, Qp, real, real_context};
 use crate::world::{self, Kind};
+use crate::{device, keys};
 
 /// IBV_WC_WITH_INV.
 const WITH_INV: u32 = 8;
@@ -110,7 +110,7 @@ unsafe extern "C" fn alloc_mw(pd: *mut ibv_pd, kind: ibv_mw_type::Type) -> *mut 
         let window = loop {
             let window = make(pd, kind);
             // Keys that a region or another window had before a restart would mean two.
-            if window.is_null() || !keys::is_taken_base((*window).rkey) {
+            if window.is_null() || !keys::is_taken_base(device::number((*pd).context), (*window).rkey) {
                 break window;
             }
             taken.push(window);

@@ -1,6 +1,7 @@
-/* What is not had under Stillpoint, and says so; then three things with which no checkpoint can be taken, one after the other: FILE.N is
+/* What is not had under Stillpoint, and says so; then four things with which no checkpoint can be taken, one after the other: FILE.N is
  * written when the Nth is there, and it goes when FILE.N.go is. See verbs.h. Of the arguments, ROUNDS and SEED are not used. */
 #include "verbs.h"
+#include <sys/mman.h>
 static const char *name;
 static void stage(int number) {
     char file[4096];
@@ -70,6 +71,14 @@ int main(int argc, char **argv) {
     CHECK(packets);
     stage(3);
     CHECK(ibv_destroy_qp(packets) == 0);
+
+    /* A region over memory that is gone. */
+    void *page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(page != MAP_FAILED);
+    struct ibv_mr *half = ibv_reg_mr(v.pd, page, 8192, IBV_ACCESS_LOCAL_WRITE);
+    CHECK(half && munmap((char *)page + 4096, 4096) == 0);
     stage(4);
+    CHECK(ibv_dereg_mr(half) == 0);
+    stage(5);
     return finish(0);
 }

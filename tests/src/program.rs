@@ -78,6 +78,8 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "verbs_async.c", start: Start::Alone, rounds: 300 },
     Program { file: "verbs_deaf.c", start: Start::Alone, rounds: 1 },
     Program { file: "verbs_gone.c", start: Start::Alone, rounds: 1000 },
+    Program { file: "verbs_broken.c", start: Start::Alone, rounds: 1000 },
+    Program { file: "verbs_twins.c", start: Start::Alone, rounds: 1000 },
     Program { file: "verbs_once.c", start: Start::Alone, rounds: 1000 },
     // The model has no extended interfaces, the front makes them.
     Program { file: "verbs_pieces.c", start: Start::Alone, rounds: 1000 },

@@ -2,6 +2,7 @@
 //! numbers of queue pairs, other keys, which collide with former ones. What the real library and kernel do is in `rdma.rs`. Runs *next door*.
 #![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -85,6 +86,9 @@ impl Group {
         command.env("MODEL_DIR", &self.fabric).env("MODEL_HOST", host.to_string()).env("DEVICE", "model0");
         if let Some(pairs) = self.pairs {
             command.env("QPS", pairs.to_string());
+        }
+        if self.program.ends_with("verbs_twins") {
+            command.env("MODEL_DEVICES", "2");
         }
         match self.kind {
             Fabric::Late => _ = command.env("MODEL_DELAY", "3000"),
@@ -345,6 +349,7 @@ programs! {
     gone: "verbs_gone" of 2, 6_000, 1_500;
     once: "verbs_once" of 2, 2_000, 600;
     pieces: "verbs_pieces" of 2, 20_000, 4_000;
+    twins: "verbs_twins" of 2, 5_000, 1_500;
 }
 
 /// Three ends that know their rank.
@@ -401,6 +406,14 @@ fn nobody_receives() {
     alike(group.again(3));
 }
 
+/// An end of which only the other one has seen that it is in error is in error after a restart, too.
+#[test]
+fn the_other_end_has_broken_it() {
+    let Some(group) = Group::new("verbs_broken", 2, 4_000, Fabric::Roce) else { return };
+    alike(group.plain());
+    survives(&group, 2);
+}
+
 /// A queue pair that is not connected yet holds up no checkpoint, whatever its other end has sent.
 #[test]
 fn one_end_is_connected() {
@@ -430,8 +443,13 @@ fn many_queue_pairs() {
 fn what_cannot_be_saved_is_named() {
     let Some(group) = Group::new("verbs_refused", 1, 1, Fabric::Roce) else { return };
     let mut ranks = group.begin();
-    let reasons =
-        ["its other end is no queue pair of this job", "memory window 0x", "neither RC, UC, UD nor XRC", ""];
+    let reasons = [
+        "its other end is no queue pair of this job",
+        "memory window 0x",
+        "neither RC, UC, UD nor XRC",
+        "its memory is not mapped any more",
+        "",
+    ];
     for (number, reason) in (1..).zip(reasons) {
         let (there, deadline) = (group.folder.join(format!("port.{number}")), Instant::now() + LIMIT);
         while !there.exists() {
@@ -454,4 +472,28 @@ fn what_cannot_be_saved_is_named() {
         fs::write(there.with_extension(format!("{number}.go")), "").expect("it can be written to");
     }
     results(ranks);
+}
+
+/// Names that a library exports by default, with their versions.
+fn exported(library: &str) -> BTreeSet<String> {
+    let listing =
+        Command::new("nm").args(["-D", "--with-symbol-versions", "--defined-only", library]).output();
+    let listing = listing.expect("nm can be started");
+    let all = String::from_utf8_lossy(&listing.stdout);
+    let names = all.lines().filter_map(|line| line.split_whitespace().last());
+    names.filter(|name| name.contains("@@IBVERBS_")).map(str::to_owned).collect()
+}
+
+/// What is linked with rdma-core's library finds all of that in the front: the same names by default, under the same versions.
+#[test]
+fn the_front_exports_what_the_library_does() {
+    let found =
+        Command::new("cc").arg("-print-file-name=libibverbs.so.1").output().expect("cc can be started");
+    let library = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    let (theirs, ours) =
+        (exported(&library), exported(&built().join("libstillpoint_ibverbs.so").display().to_string()));
+    assert!(theirs.len() > 100, "{library}: {theirs:?}");
+    // For drivers that were built with it.
+    let missing: Vec<_> = theirs.difference(&ours).filter(|name| !name.contains("IBVERBS_PRIVATE")).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -105,6 +105,10 @@ pub(super) fn all(bytes: &mut [u8]) {
 pub(super) fn attributes(bytes: &mut [u8], guid: Option<u64>) {
     if known::changed() {
         handle(bytes, way::OF_QP, way::NUMBER_OF_QP, guid);
+        if let Some(port) = bytes.get(way::PORT_OF_QP).copied() {
+            let index = device::partition_back(guid, port, half(bytes, way::PARTITION_OF_QP));
+            put(bytes, way::PARTITION_OF_QP, &index.to_ne_bytes());
+        }
     }
 }
 

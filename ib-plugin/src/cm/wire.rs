@@ -215,6 +215,8 @@ pub(crate) mod way {
     pub(crate) const PORT: usize = 30;
     pub(crate) const OF_QP: usize = 40;
     pub(crate) const NUMBER_OF_QP: usize = 32;
+    pub(crate) const PARTITION_OF_QP: usize = 124;
+    pub(crate) const PORT_OF_QP: usize = 133;
     #[cfg(test)]
     pub(crate) const QP_LEN: usize = 144;
 }
@@ -407,6 +409,8 @@ mod tests {
             ("ib_uverbs_ah_attr", "port_num", way::PORT),
             ("ib_uverbs_qp_attr", "ah_attr", way::OF_QP),
             ("ib_uverbs_qp_attr", "dest_qp_num", way::NUMBER_OF_QP),
+            ("ib_uverbs_qp_attr", "pkey_index", way::PARTITION_OF_QP),
+            ("ib_uverbs_qp_attr", "port_num", way::PORT_OF_QP),
         ];
         for (of, member, at) in members {
             is(&format!("offsetof(struct {of}, {member})"), at);
