@@ -64,17 +64,23 @@ impl Port {
         there.get(nth).or(there.last()).copied()
     }
 
-    /// Which entry of `now`'s partition keys stands for this port's entry `at`: one with the same key, else of the same partition.
-    /// `None`: the port is in no such partition.
+    /// Which entry of `now`'s partition keys stands for this port's entry `at`: one with the same key, else of a full member of the
+    /// same partition. `None`: the port is in no such partition.
     pub(crate) fn partition(&self, at: usize, now: &Port) -> Option<usize> {
         let Some(key) = self.pkeys.get(at).copied().filter(|key| *key != 0) else { return Some(at) };
         if now.pkeys.get(at) == Some(&key) {
             return Some(at);
         }
-        // The highest bit says whether it is a full member.
-        let number = |key: u16| u16::from_be(key) & 0x7fff;
-        let same = |k: &u16| number(*k) == number(key);
-        now.pkeys.iter().position(|k| *k == key).or_else(|| now.pkeys.iter().position(same))
+        now.pkeys.iter().position(|k| *k == key).or_else(|| now.pkeys.iter().position(|k| *k == full(key)))
+    }
+
+    /// Which entry of this port stands for `now`'s entry `at`, as [`Port::partition`] would have it; an entry that the port never had, if
+    /// there is none.
+    pub(crate) fn partition_back(&self, at: usize, now: &Port) -> usize {
+        let Some(key) = now.pkeys.get(at).copied().filter(|key| *key != 0) else { return at };
+        let exact = self.pkeys.iter().position(|k| *k == key);
+        let same = || self.pkeys.iter().position(|k| *k != 0 && full(*k) == key);
+        exact.or_else(same).unwrap_or(self.pkeys.len().max(now.pkeys.len()))
     }
 
     /// All of its addresses, with the place of each; `None`: the LID.
@@ -115,6 +121,11 @@ pub(crate) struct Moved {
     pub(crate) numbers: Vec<(u32, u32)>,
     /// These are further names of these queue pairs, and of no other of the port's.
     pub(crate) besides: bool,
+}
+
+/// The partition key of a full member, as the network has it: the highest bit says so.
+fn full(key: u16) -> u16 {
+    key | 0x8000u16.to_be()
 }
 
 fn count(n: usize) -> [u8; 4] {
@@ -216,6 +227,11 @@ mod tests {
         let there: Vec<_> = (0..6).map(|at| was.partition(at, &now)).collect();
         assert_eq!(there, [Some(0), Some(3), Some(1), Some(3), Some(4), Some(5)]);
         assert_eq!(was.partition(1, &port(&[0xffff])), None);
+        assert_eq!(was.partition(1, &port(&[0xffff, 1])), None, "a limited member only");
+        let (was, now) = (port(&[0xffff, 0, 0x8001]), port(&[0xffff, 0x8001, 0]));
+        assert_eq!([0, 1].map(|at| was.partition_back(at, &now)), [0, 2]);
+        let now = port(&[0xffff, 0x8002, 0x8001]);
+        assert_eq!(was.partition_back(1, &now), 3, "none that it has had");
     }
 
     #[test]

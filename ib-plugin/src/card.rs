@@ -56,8 +56,9 @@ pub(crate) fn ports(real: u64) -> Vec<Port> {
         };
         let pkey = |index: u16| {
             let mut key = 0u16;
-            let at = word(&raw mut key);
-            if QUERY_PKEY.int(&[real, u64::from(port), u64::from(index), at]) == 0 { key } else { 0 }
+            let at = &raw mut key;
+            let r = QUERY_PKEY.int(&[real, u64::from(port), u64::from(index), word(at)]);
+            if r == 0 { key } else { 0 }
         };
         let pkeys = (0..attr.pkey_tbl_len.min(256)).map(pkey).collect();
         ports.push(Port { lid: attr.lid, gids: (0..count).map(gid).collect(), pkeys });

@@ -100,16 +100,25 @@ unsafe extern "C" fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int {
     // SAFETY: a queue of ours, which the application gives back.
     unsafe {
         let own = &Cq::of(cq).own;
-        event::acknowledged(|| {
-            own.open.load(SeqCst) == 0 && own.given.load(SeqCst) == 0 && own.asynchronous.is_none()
-        });
-        let _front = inside();
-        let r = DESTROY_CQ.int(&[real(cq)]);
-        if r == 0 {
-            event::forget_queue(cq);
+        let is_over =
+            || own.open.load(SeqCst) == 0 && own.given.load(SeqCst) == 0 && own.asynchronous.is_none();
+        loop {
+            event::acknowledged(is_over);
+            let _front = inside();
+            // From here on nobody is given an event of it.
             world::leave(world::Kind::Cq, cq.expose_provenance());
-            Cq::take(cq);
+            if !is_over() {
+                world::enter(world::Kind::Cq, cq.expose_provenance());
+                continue;
+            }
+            let r = DESTROY_CQ.int(&[real(cq)]);
+            if r == 0 {
+                event::forget_queue(cq);
+                Cq::take(cq);
+            } else {
+                world::enter(world::Kind::Cq, cq.expose_provenance());
+            }
+            return r;
         }
-        r
     }
 }

@@ -207,10 +207,10 @@ pub(crate) fn partition_back(guid: Option<u64>, port: u8, index: u16) -> u16 {
     let found = contexts(guid).find_map(|context| {
         // SAFETY: as above.
         let names = unsafe { &Context::of(Context::whole(context)).own };
-        let all = names.ports.get(usize::from(port).wrapping_sub(1))?.pkeys.len();
-        (0..u16::try_from(all).ok()?).find(|at| names.partition(port, *at) == Some(index))
+        let port = usize::from(port).wrapping_sub(1);
+        names.now.with(|now| Some(names.ports.get(port)?.partition_back(index.into(), now.get(port)?)))
     });
-    found.unwrap_or(index)
+    found.and_then(|at| u16::try_from(at).ok()).unwrap_or(index)
 }
 
 /// The number in this start of one of the application's queue pairs, at such a device.

@@ -299,9 +299,11 @@ pub(crate) fn completions() -> BTreeSet<usize> {
 }
 
 /// How many receives wait in the queue of this number. `None`: it is none of ours.
-pub(crate) fn posted(number: u32) -> Option<usize> {
-    let (srq, _) = queues().find(|(_, of)| of.number == number)?;
+pub(crate) fn posted(device: u32, number: u32) -> Option<usize> {
     // SAFETY: what the world knows lives.
+    let on = |srq: *mut ibv_srq| unsafe { device::number((*srq).context) };
+    let (srq, _) = queues().find(|(srq, of)| of.number == number && on(*srq) == device)?;
+    // SAFETY: as above.
     let logs = log::queue(unsafe { Srq::of(srq) }.own.place)?;
     logs.receives.with(|r| r.as_ref().map(log::Receives::open))
 }

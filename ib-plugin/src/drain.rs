@@ -25,7 +25,7 @@ use crate::log;
 use crate::objects::{Channel, Context, Qp, Srq};
 use crate::queue::is_extended;
 use crate::world::{self, Kind};
-use crate::{descriptor, domain, event, known, lone, memory, names, patience, post, queue, rebind};
+use crate::{descriptor, device, domain, event, known, lone, memory, names, patience, post, queue, rebind};
 
 /// Without a completion, a change of a count: how long until others are told, until unreliable ones count as lost, and until the
 /// checkpoint is given up.
@@ -211,7 +211,7 @@ unsafe fn count(qp: *mut ibv_qp) -> Counts {
         } else {
             logs.sends.with(|s| s.as_ref().map_or(0, log::Sends::names))
         };
-        let named = || domain::posted(queue).unwrap_or(usize::MAX);
+        let named = || domain::posted(device::number((*qp).context), queue).unwrap_or(usize::MAX);
         let own_posted = || open_receives(if srq.is_null() { own.place } else { Srq::of(srq).own.place });
         let posted = if extended { named() } else { own_posted() };
         Counts {

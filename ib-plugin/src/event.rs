@@ -17,9 +17,9 @@ use crate::pass::word;
 use crate::{patience, post, world};
 use stillpoint_sys::raw::monotonic_ns;
 
-/// How long one who waits, and has found an event from below that was for nothing, goes on waiting before it gets one all the same. It may
-/// have come from poll(2), by which the descriptor was readable, and natively does not wait then. An event without a completion is
-/// allowed (ibv_get_cq_event(3)).
+/// How long one who waits, when an event from below was for nothing and nobody has been told so, goes on waiting before it gets one all the
+/// same. It may have come from poll(2), by which the descriptor was readable, and natively does not wait then. An event without a completion
+/// is allowed (ibv_get_cq_event(3)).
 const EARLY: u64 = 100_000_000;
 
 static CREATE: Function = Function::new(c"ibv_create_comp_channel");
@@ -74,47 +74,54 @@ unsafe extern "C" fn ibv_get_cq_event(
     cq: *mut *mut ibv_cq,
     cq_context: *mut *mut std::ffi::c_void,
 ) -> c_int {
-    // A queue whose event was for nothing, and when one is given all the same.
-    let mut early: Option<(*mut ibv_cq, u64)> = None;
+    // When an event is given that nothing has come for.
+    let mut due = None;
     // SAFETY: a channel of ours; queues that live.
     unsafe {
         loop {
             let front = inside();
-            let unread = Channel::of(channel).own.unread.pop();
+            let wake = &Channel::of(channel).own;
+            let unread = wake.unread.pop();
             let found = match unread.map(std::ptr::with_exposed_provenance_mut::<ibv_cq>) {
-                Some(own) => {
-                    Cq::of(own).own.given.fetch_add(1, SeqCst);
-                    Some(own)
-                }
+                Some(own) => gives(own, true),
                 None => match next(channel) {
                     Ok((own, true)) => {
-                        Cq::of(own).own.open.fetch_add(1, SeqCst);
-                        Some(own)
+                        let found = gives(own, false);
+                        if found.is_none() {
+                            ACK.call(&[real(own), 1]);
+                        }
+                        found
                     }
                     Ok((own, false)) => {
                         // What it asked for may have come while the real queue was asked once more.
-                        let came = once_more(own);
-                        if came {
-                            Cq::of(own).own.given.fetch_add(1, SeqCst);
+                        let found = if once_more(own) { gives(own, true) } else { None };
+                        if found.is_none() {
+                            wake.early.store(own.expose_provenance(), SeqCst);
                         }
                         // Last: until then nobody can end the queue.
                         ACK.call(&[real(own), 1]);
-                        if !came {
-                            early.get_or_insert((own, monotonic_ns() + EARLY));
-                        }
-                        came.then_some(own)
+                        found
                     }
                     Err(libc::EAGAIN | libc::EINTR) => {
-                        // Another start's clock may be behind.
-                        let left = early.map(|(_, due)| due.saturating_sub(monotonic_ns()).min(EARLY));
-                        if left == Some(0) {
-                            early.take().and_then(|(own, _)| give_early(channel, own))
+                        let now = monotonic_ns();
+                        if wake.early.load(SeqCst) == 0 {
+                            due = None;
+                        } else {
+                            // Another start's clock may be behind.
+                            due = Some(due.unwrap_or(u64::MAX).min(now + EARLY));
+                        }
+                        if due.is_some_and(|due| due <= now) {
+                            comes_early(channel)
                         } else {
                             let looks = patience::look_all(channel).then_some(patience::LOOKS);
-                            let left = left.map(|ns| (ns / 1_000_000 + 1) as c_int);
+                            let left = due.map(|due| ((due - now) / 1_000_000 + 1) as c_int);
                             drop(front);
                             // Says why itself.
                             if !wait((*channel).fd, looks.into_iter().chain(left).min().unwrap_or(-1)) {
+                                if std::io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) {
+                                    // It knows now.
+                                    wake.early.store(0, SeqCst);
+                                }
                                 return -1;
                             }
                             continue;
@@ -127,6 +134,7 @@ unsafe extern "C" fn ibv_get_cq_event(
                 },
             };
             if let Some(own) = found {
+                wake.early.store(0, SeqCst);
                 (*cq, *cq_context) = (own, (*own).cq_context);
                 return 0;
             }
@@ -137,17 +145,24 @@ unsafe extern "C" fn ibv_get_cq_event(
 /// # Safety
 /// For all of these: objects of ours, and the thread is in the front.
 ///
-/// An event of a queue that has none; unless that has gone meanwhile.
-unsafe fn give_early(channel: *mut ibv_comp_channel, own: *mut ibv_cq) -> Option<*mut ibv_cq> {
-    // SAFETY: the caller's promise; a queue that is there.
+/// An event of this queue is given, from above or from below: it is counted, unless somebody is destroying the queue.
+unsafe fn gives(own: *mut ibv_cq, from_above: bool) -> Option<*mut ibv_cq> {
+    let is = world::hold(world::Kind::Cq, own.expose_provenance(), || {
+        // SAFETY: it is there, and stays while it is held.
+        let home = unsafe { &Cq::of(own).own };
+        if from_above { &home.given } else { &home.open }.fetch_add(1, SeqCst);
+    });
+    is.then_some(own)
+}
+
+/// An event of a queue that has none; unless another one was given meanwhile.
+unsafe fn comes_early(channel: *mut ibv_comp_channel) -> Option<*mut ibv_cq> {
+    // SAFETY: the caller's promise.
     unsafe {
-        let is_there = world::is(world::Kind::Cq, own.expose_provenance()) && (*own).channel == channel;
-        is_there.then(|| {
-            let home = &Cq::of(own).own;
-            home.queue.with(|came| came.notice.comes_early());
-            home.given.fetch_add(1, SeqCst);
-            own
-        })
+        let at = Channel::of(channel).own.early.swap(0, SeqCst);
+        let own = gives(std::ptr::with_exposed_provenance_mut(at), true)?;
+        Cq::of(own).own.queue.with(|came| came.notice.comes_early());
+        Some(own)
     }
 }
 
@@ -379,11 +394,13 @@ pub(crate) unsafe fn bring_home() {
     unsafe {
         for channel in world::all(world::Kind::Channel) {
             let channel = std::ptr::with_exposed_provenance_mut::<ibv_comp_channel>(channel);
-            let unread = &Channel::of(channel).own.unread;
+            let Wake { unread, early, .. } = &Channel::of(channel).own;
             while let Ok((cq, well)) = next(channel) {
                 ACK.call(&[real(cq), 1]);
                 if well || once_more(cq) {
                     unread.push(cq.expose_provenance());
+                } else {
+                    early.store(cq.expose_provenance(), SeqCst);
                 }
             }
         }
@@ -426,7 +443,9 @@ pub(crate) unsafe fn forget_queue(cq: *mut ibv_cq) {
     unsafe {
         forget((*cq).context, cq.expose_provenance());
         if !(*cq).channel.is_null() {
-            Channel::of((*cq).channel).own.unread.retain(|at| *at != cq.expose_provenance());
+            let wake = &Channel::of((*cq).channel).own;
+            wake.unread.retain(|at| *at != cq.expose_provenance());
+            let _ = wake.early.compare_exchange(cq.expose_provenance(), 0, SeqCst, SeqCst);
         }
     }
 }

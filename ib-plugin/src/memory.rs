@@ -11,6 +11,8 @@ use crate::objects::{Mr, Object, Pd, Region, real, real_context};
 use crate::pass::word;
 use crate::{device, keys, world};
 
+/// IBV_ACCESS_ON_DEMAND: the device asks for pages when it wants them.
+const ON_DEMAND: u32 = 1 << 6;
 /// IBV_REREG_MR_ERR_CMD: the region is no good any more.
 const ERR_CMD: c_int = -4;
 
@@ -133,9 +135,10 @@ unsafe fn region(
 pub(crate) unsafe fn unsavable() -> Option<String> {
     for at in world::all(world::Kind::Mr) {
         // SAFETY: the caller's promise.
-        let m = unsafe { &Mr::of(std::ptr::with_exposed_provenance_mut::<ibv_mr>(at)).public };
+        let Mr { public: m, own, .. } =
+            unsafe { Mr::of(std::ptr::with_exposed_provenance_mut::<ibv_mr>(at)) };
         let (addr, length) = (m.addr.expose_provenance(), m.length);
-        if !is_mapped(addr, length) {
+        if own.access & ON_DEMAND == 0 && !is_mapped(addr, length) {
             return Some(format!(
                 "memory region {:#x} of {length} bytes at {addr:#x}: its memory is not mapped any more; ibv_dereg_mr ends the region",
                 m.lkey

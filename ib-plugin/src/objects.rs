@@ -98,6 +98,8 @@ impl Given {
 #[derive(Default)]
 pub(crate) struct Wake {
     pub(crate) unread: Unread<usize>,
+    /// A queue whose last event was for nothing, as nobody has been told yet; 0: none.
+    pub(crate) early: AtomicUsize,
     pub(crate) flags: Flags,
 }
 

@@ -224,7 +224,10 @@ unsafe fn tell(qp: *mut ibv_qp, told: &Told, state: ibv_qp_state::Type, which: u
     if which & mask::PKEY != 0 {
         // SAFETY: a queue pair of ours.
         let (names, number) = unsafe { (&Context::of(Context::whole((*qp).context)).own, (*qp).qp_num) };
-        attr.pkey_index = names.partition(attr.port_num, attr.pkey_index).ok_or_else(|| {
+        let there = names.partition(attr.port_num, attr.pkey_index);
+        // SAFETY: as above. One that has failed sends nothing any more.
+        let there = there.or_else(|| unsafe { has_failed(qp) }.then_some(0));
+        attr.pkey_index = there.ok_or_else(|| {
             format!(
                 "queue pair {number:#x}: port {} is in no partition as that of its entry {} was; restart where it is",
                 attr.port_num, attr.pkey_index

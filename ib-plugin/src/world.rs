@@ -98,6 +98,17 @@ pub(crate) unsafe fn context(kind: Kind, at: usize) -> usize {
     }
 }
 
+/// Does something with an object that nobody takes away meanwhile ([`leave`]). False: there is none.
+pub(crate) fn hold(kind: Kind, at: usize, f: impl FnOnce()) -> bool {
+    ALL.with(|all| {
+        let is = all.contains(&(kind, at));
+        if is {
+            f();
+        }
+        is
+    })
+}
+
 /// Whether there is such an object at this address.
 pub(crate) fn is(kind: Kind, at: usize) -> bool {
     ALL.with(|all| all.contains(&(kind, at)))

@@ -65,7 +65,8 @@ int main(int argc, char **argv) {
     for (int d = 0; d < 2; d++) {
         struct ibv_qp_attr a;
         struct ibv_qp_init_attr init;
-        CHECK(ibv_query_qp(qp[d], &a, IBV_QP_PKEY_INDEX, &init) == 0 && partition(&v[d]) == places[d]);
+        CHECK(ibv_query_qp(qp[d], &a, IBV_QP_PKEY_INDEX, &init) == 0 && a.pkey_index == places[d]);
+        CHECK(partition(&v[d]) == places[d] && ibv_get_pkey_index(v[d].context, 1, htons(0x8001)) == places[d]);
     }
     return finish(sum);
 }

@@ -99,7 +99,7 @@ pub(crate) fn is_kept_from_children() -> bool {
 /// that cannot be noted: UCX patches the function.) Looked for before anybody stands still, where a verbs device is mapped, as it is
 /// where there are queue pairs. What is advised after that, the frozen child finds missing.
 fn note_kept(listing: &[u8], mut all: Vec<Region>) {
-    let registers = maps::parse(listing).any(|m| m.name.starts_with(b"/dev/infiniband/"));
+    let registers = registers(listing);
     let mut advised = || {
         fs::read("/proc/self/smaps").is_ok_and(|smaps| {
             note_advice(&mut all, &smaps);
@@ -108,6 +108,11 @@ fn note_kept(listing: &[u8], mut all: Vec<Region>) {
     };
     let kept = registers && !copies_pinned() || (MISSED.load(Relaxed) || registers) && advised();
     KEPT.store(kept, Relaxed);
+}
+
+/// A verbs device is mapped.
+fn registers(listing: &[u8]) -> bool {
+    maps::parse(listing).any(|m| m.name.starts_with(b"/dev/infiniband/"))
 }
 
 /// Whether the kernel copies pages that a device may write for the child of a fork(2), as it does from 5.12 on (page_needs_cow_for_dma,
@@ -438,6 +443,10 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
     let u = upper();
     let listing =
         fs::read("/proc/self/maps").map_err(|e| vec![format!("cannot read /proc/self/maps: {e}")])?;
+    if registers(&listing) && !copies_pinned() {
+        // Also one that was opened since it was looked for.
+        KEPT.store(true, Relaxed);
+    }
     let threads = crate::pause::threads()
         .map(|t| {
             let tid = t.tid.load(Relaxed);
@@ -512,4 +521,17 @@ pub fn describe(streams: &Streams) -> Result<Meta, Vec<String>> {
 /// True if `path` still names the file that was open at the checkpoint.
 pub fn same_file(path: &Path, dev: u64, ino: u64) -> bool {
     fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (dev, ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_are_told_apart_by_their_first_two_numbers() {
+        assert_eq!(version("6.1.0-13-amd64\n"), Some((6, 1)));
+        assert_eq!(version("5.4"), Some((5, 4)));
+        assert_eq!(version("next"), None);
+        assert!(version("4.18.0-553.el8_10.x86_64") < Some((5, 12)) && version("5.12-rc1") >= Some((5, 12)));
+    }
 }

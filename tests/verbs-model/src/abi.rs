@@ -237,6 +237,12 @@ unsafe extern "C" fn ibv_query_pkey(context: *mut ibv_context, _: u8, index: c_i
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn ibv_get_pkey_index(context: *mut ibv_context, _: u8, pkey: u16) -> c_int {
+    let hca = hca(device_of!(context));
+    (0..3).find(|at| hca.partition(*at) == u16::from_be(pkey)).map_or(-1, |at| at as c_int)
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_alloc_pd(context: *mut ibv_context) -> *mut ibv_pd {
     give(ibv_pd { context, handle: 1 })
 }
@@ -682,6 +688,7 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
         // IBV_QP_PKEY_INDEX.
         if mask & 1 << 4 != 0 {
             q.partition = hca(device_of!(qp.context)).partition(a.pkey_index.into());
+            q.pkey_index = a.pkey_index;
         }
         if mask & 1 << 20 != 0 {
             q.peer.number = a.dest_qp_num;
@@ -732,7 +739,7 @@ unsafe extern "C" fn ibv_query_qp(
     unsafe {
         let Some(q) = w.qps.get(&(*qp).qp_num) else { return libc::EINVAL };
         ((*attr).qp_state, (*attr).cur_qp_state) = (q.state, q.state);
-        (*attr).rnr_retry = q.rnr_retry as u8;
+        ((*attr).rnr_retry, (*attr).pkey_index) = (q.rnr_retry as u8, q.pkey_index);
         (*qp).state = q.state;
     }
     0

@@ -102,6 +102,7 @@ pub(crate) struct Qp {
     pub(crate) peer: Place,
     /// What it sends is of this partition, and what it takes.
     pub(crate) partition: u16,
+    pub(crate) pkey_index: u16,
     /// Of the request under way, and of the one that is expected.
     pub(crate) psn: u32,
     pub(crate) expected: u32,
@@ -139,6 +140,7 @@ impl Qp {
             own,
             peer: Place::default(),
             partition: 0,
+            pkey_index: 0,
             psn: 0,
             expected: 0,
             rnr_retry: 0,
