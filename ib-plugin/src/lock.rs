@@ -124,24 +124,33 @@ impl<T> Lock<T> {
 
     #[inline(always)]
     fn by<R>(&self, me: usize, f: impl FnOnce(&mut T) -> R) -> R {
+        let own = self.begin(me);
+        // SAFETY: this thread has taken it; or whoever else wants it has made it everybody's before, and waits until this one is outside.
+        let r = f(unsafe { &mut *self.of.get() });
+        if own {
+            self.inside.store(false, Release);
+        } else {
+            self.taken.store(0, Release);
+        }
+        r
+    }
+
+    /// Whether it is this thread's own.
+    #[inline(always)]
+    fn begin(&self, me: usize) -> bool {
         if self.owner.load(Relaxed) == me {
             self.inside.store(true, Relaxed);
             compiler_fence(SeqCst);
             if self.owner.load(Acquire) == me {
-                // SAFETY: whoever else wants it has made it everybody's before, and waits until this thread is outside.
-                let r = f(unsafe { &mut *self.of.get() });
-                self.inside.store(false, Release);
-                return r;
+                return true;
             }
             self.inside.store(false, Release);
         }
         self.take(me);
-        // SAFETY: this thread has taken it.
-        let r = f(unsafe { &mut *self.of.get() });
-        self.taken.store(0, Release);
-        r
+        false
     }
 
+    #[cold]
     #[inline(never)]
     fn take(&self, me: usize) {
         spin(|| self.taken.compare_exchange_weak(0, 1, Acquire, Relaxed).is_ok());

@@ -397,33 +397,80 @@ pub(crate) unsafe extern "C" fn post_send(
         let Some(logs) = log::queue(Qp::of(qp).own.place) else { return libc::EINVAL };
         logs.sends.within(&front, |log| {
             let Some(log) = log else { return libc::EINVAL };
-            let (copy, first, result) = log.copy(wr, |copy| for_device(qp, copy));
-            let mut posted = 0;
-            let mut r = result.err().unwrap_or(0);
-            if !copy.is_null() {
+            if let Some((copy, number)) = log.copy_one(wr) {
                 let mut there = std::ptr::null_mut();
                 let e = {
                     let _down = front.down();
                     f(at, copy, &raw mut there)
                 };
-                if e == 0 {
-                    posted = log.next() - first;
-                } else {
-                    // What stands before the bad one was posted.
-                    let number = log.number(there).unwrap_or(first);
+                if e != 0 {
                     log.take_back(number);
-                    posted = number - first;
-                    r = e;
+                    *bad = wr;
                 }
+                return e;
             }
-            if r != 0 {
-                let mut wr = wr;
-                for _ in 0..posted {
-                    wr = (*wr).next;
-                }
-                *bad = wr;
-            }
-            r
+            post_list(&front, qp, (f, at), (wr, bad), log)
         })
     }
+}
+
+/// What a real context has for posting, and the real queue.
+type Post =
+    (unsafe extern "C" fn(*mut ibv_qp, *mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int, *mut ibv_qp);
+
+/// Posts a list of requests of whatever kind.
+///
+/// # Safety
+/// As for ibv_post_send(3), of a queue pair of ours.
+#[inline(never)]
+unsafe fn post_list(
+    front: &Front,
+    qp: *mut ibv_qp,
+    (f, at): Post,
+    (wr, bad): (*mut ibv_send_wr, *mut *mut ibv_send_wr),
+    log: &mut log::Sends,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (copy, first, result) = log.copy(wr, |copy| for_device(qp, copy));
+        let mut posted = 0;
+        let mut r = result.err().unwrap_or(0);
+        if !copy.is_null() {
+            let mut there = std::ptr::null_mut();
+            let e = {
+                let _down = front.down();
+                f(at, copy, &raw mut there)
+            };
+            if e == 0 {
+                posted = log.next() - first;
+            } else {
+                posted = forget_from(log, there, first);
+                r = e;
+            }
+        }
+        if r != 0 {
+            *bad = behind(wr, posted);
+        }
+        r
+    }
+}
+
+/// The real queue has not taken this one, nor those behind it: how many before it from `first` on it has taken.
+#[cold]
+#[inline(never)]
+fn forget_from(log: &mut log::Sends, there: *const ibv_send_wr, first: u64) -> u64 {
+    let number = log.number(there).unwrap_or(first);
+    log.take_back(number);
+    number - first
+}
+
+/// The request that stands so many places behind another one.
+#[cold]
+#[inline(never)]
+unsafe fn behind(mut wr: *mut ibv_send_wr, places: u64) -> *mut ibv_send_wr {
+    for _ in 0..places {
+        // SAFETY: the application's list is as long.
+        wr = unsafe { (*wr).next };
+    }
+    wr
 }

@@ -89,6 +89,41 @@ impl Sends {
         self.all_signaled
     }
 
+    /// The most common one by itself, with the least that is to be done: one request, one element or none, nothing inline, nothing to be
+    /// translated. `None`: it is another one, or there is no room ([`Sends::copy`]).
+    ///
+    /// # Safety
+    /// As for [`Sends::copy`].
+    #[inline(always)]
+    pub(crate) unsafe fn copy_one(&mut self, wr: *const ibv_send_wr) -> Option<(*mut ibv_send_wr, u64)> {
+        // SAFETY: the caller's promise.
+        let from = unsafe { wr.as_ref() }?;
+        let is_plain = from.next.is_null()
+            && from.num_sge.cast_unsigned() <= 1
+            && from.send_flags & INLINE == 0
+            && from.opcode != ibv_wr_opcode::IBV_WR_BIND_MW;
+        if !is_plain || self.datagram || keys::changed() {
+            return None;
+        }
+        let (queue, all) = (self.queue, self.all_signaled);
+        let (number, slot) = self.ring.push()?;
+        // A queue takes one element at least, or there is none.
+        let Some(to) = slot.sges.first_mut().filter(|_| from.num_sge != 0) else {
+            self.ring.take_back(number);
+            return None;
+        };
+        // SAFETY: as above.
+        unsafe {
+            *to = from.sg_list.read();
+            slot.own = std::ptr::read(wr);
+        }
+        slot.own.sg_list = to;
+        slot.own.wr_id = Token { kind: Kind::Send, queue, number }.pack();
+        slot.own.send_flags = from.send_flags | SIGNALED;
+        (slot.id, slot.wants) = (from.wr_id, all || from.send_flags & SIGNALED != 0);
+        Some((&raw mut slot.own, number))
+    }
+
     /// Copies a list of requests, each behind the one before, and returns the first copy, with its number. `translate` puts real
     /// things for the application's: 0, or why there are none. `Err`: why there is no copy of all; those before are in the list.
     ///
@@ -112,7 +147,7 @@ impl Sends {
                 break;
             };
             // SAFETY: as many as it says, if the queue takes so many.
-            let copied = n <= slot.sges.len() && unsafe { slot.fill(wr, n) };
+            let copied = n <= slot.sges.len() && unsafe { slot.fill(from, n) };
             if !copied {
                 self.ring.take_back(number);
                 result = Err(libc::EINVAL);
@@ -120,8 +155,8 @@ impl Sends {
             }
             slot.wants = all || from.send_flags & SIGNALED != 0;
             slot.own.wr_id = Token { kind: Kind::Send, queue, number }.pack();
-            slot.own.send_flags |= SIGNALED;
-            let this = match slot.for_device(datagram, &mut translate) {
+            slot.own.send_flags = from.send_flags | SIGNALED;
+            let this = match slot.for_device(datagram, from.opcode, &mut translate) {
                 Ok(this) => this,
                 Err(why) => {
                     self.ring.take_back(number);
@@ -236,7 +271,8 @@ impl Sends {
     ) -> i32 {
         let datagram = self.datagram;
         for (_, slot) in self.ring.each_mut() {
-            let r = slot.for_device(datagram, &mut translate).map_or_else(|why| why, &mut post);
+            let opcode = slot.own.opcode;
+            let r = slot.for_device(datagram, opcode, &mut translate).map_or_else(|why| why, &mut post);
             if r != 0 {
                 return r;
             }
@@ -289,17 +325,22 @@ impl Sent {
     ///
     /// # Safety
     /// A request with so many elements, as the application posts it.
-    unsafe fn fill(&mut self, wr: *mut ibv_send_wr, n: usize) -> bool {
+    unsafe fn fill(&mut self, from: &ibv_send_wr, n: usize) -> bool {
         // SAFETY: the caller's promise.
         unsafe {
-            self.own = std::ptr::read(wr);
-            self.id = self.own.wr_id;
-            if self.own.opcode == ibv_wr_opcode::IBV_WR_BIND_MW {
+            // What is looked at is looked at there: of what was stored just now a processor has to wait.
+            self.own = std::ptr::read(from);
+            self.id = from.wr_id;
+            if from.opcode == ibv_wr_opcode::IBV_WR_BIND_MW {
                 window::thinks(&mut self.own);
             }
-            let list = self.own.sg_list;
+            let list = from.sg_list;
             self.own.sg_list = self.sges.as_mut_ptr();
-            if self.own.send_flags & INLINE == 0 {
+            if from.send_flags & INLINE == 0 {
+                if let (1, Some(to)) = (n, self.sges.first_mut()) {
+                    *to = list.read();
+                    return true;
+                }
                 for (to, k) in self.sges.iter_mut().zip(0..n) {
                     *to = list.add(k).read();
                 }
@@ -323,11 +364,12 @@ impl Sent {
     fn for_device(
         &mut self,
         datagram: bool,
+        opcode: ibv_wr_opcode::Type,
         translate: &mut impl FnMut(&mut ibv_send_wr) -> i32,
     ) -> Result<*mut ibv_send_wr, i32> {
         // The link of a list was of that call only: of the application's, and of ours when it was posted before a restart.
         self.own.next = std::ptr::null_mut();
-        if !keys::changed() && !datagram && self.own.opcode != ibv_wr_opcode::IBV_WR_BIND_MW {
+        if !keys::changed() && !datagram && opcode != ibv_wr_opcode::IBV_WR_BIND_MW {
             return Ok(&raw mut self.own);
         }
         // SAFETY: plain numbers and pointers.

@@ -30,6 +30,7 @@ impl<T> Ring<T> {
     }
 
     /// The next slot, which has this number from now on. `None`: there is no room.
+    #[inline(always)]
     pub(crate) fn push(&mut self) -> Option<(u64, &mut T)> {
         if self.tail - self.head == self.slots.len() as u64 {
             return None;
