@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use rdma_sys::{ibv_comp_channel, ibv_context, ibv_cq, ibv_cq_ex};
 
 use crate::below::{Function, inside};
-use crate::objects::{Cq, Home, real, real_context};
+use crate::objects::{Channel, Cq, Home, real, real_context};
 use crate::pass::word;
 use crate::queue::made;
 use crate::{event, extend, world};
@@ -117,6 +117,11 @@ unsafe extern "C" fn ibv_destroy_cq(cq: *mut ibv_cq) -> c_int {
                 Cq::take(cq);
             } else {
                 world::enter(world::Kind::Cq, cq.expose_provenance());
+                // It stays, and one that was to be given meanwhile was not.
+                let asked = own.queue.with(|came| came.notice.is_asked());
+                if !asked && !(*cq).channel.is_null() {
+                    Channel::of((*cq).channel).own.unread.push(cq.expose_provenance());
+                }
             }
             return r;
         }
