@@ -197,7 +197,7 @@ pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> Option<u32> {
                 wc.qp_num = q.qp_num.load(Relaxed);
                 q.note(wc, true);
                 q.source(wc, at);
-                window::came(wc, context);
+                window::came(wc, context, q.datagram.load(Relaxed));
             }
             at.map(|_| token.queue)
         }
@@ -210,7 +210,8 @@ pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> Option<u32> {
                 pair.source(wc, at);
             }
             if at.is_some() {
-                window::came(wc, context);
+                let pair = place.and_then(queue);
+                window::came(wc, context, pair.is_none_or(|p| p.datagram.load(Relaxed)));
             }
             at.map(|_| place.unwrap_or(token.queue))
         }

@@ -23,8 +23,12 @@ use crate::objects::{Mw, Object, Qp, real, real_context};
 use crate::world::{self, Kind};
 use crate::{device, keys};
 
-/// IBV_WC_WITH_INV.
+/// IBV_WC_WITH_IMM, IBV_WC_WITH_INV.
+const WITH_IMM: u32 = 2;
 const WITH_INV: u32 = 8;
+/// IBV_WC_IP_CSUM_OK: by this soft-RoCE says IBV_WC_WITH_INV, since it gives the kernel's IB_WC_WITH_INVALIDATE to programs as it is
+/// (rxe_resp.c of Linux 6.1). Of a connected queue pair it means nothing else.
+const SOFTLY: u32 = 4;
 
 /// What is ours of a window.
 pub(crate) struct Window {
@@ -300,19 +304,26 @@ fn take_effect(wr: &ibv_send_wr, place: u32) {
 
 /// A message has come; the key that it has invalidated becomes the application's.
 #[inline]
-pub(crate) fn came(wc: &mut ibv_wc, context: u64) {
-    if wc.wc_flags & WITH_INV != 0 && wc.status == ibv_wc_status::IBV_WC_SUCCESS {
-        invalidated(wc, context);
+pub(crate) fn came(wc: &mut ibv_wc, context: u64, datagram: bool) {
+    if wc.wc_flags & (WITH_INV | SOFTLY) != 0 && wc.status == ibv_wc_status::IBV_WC_SUCCESS {
+        let softly = wc.wc_flags & WITH_INV == 0;
+        if !softly || !datagram && wc.wc_flags & WITH_IMM == 0 {
+            invalidated(wc, context, softly);
+        }
     }
 }
 
 #[cold]
-fn invalidated(wc: &mut ibv_wc, context: u64) {
+fn invalidated(wc: &mut ibv_wc, context: u64, softly: bool) {
     // SAFETY: the flag says which member it is; what the world knows lives.
     unsafe {
         let there = wc.imm_data_invalidated_rkey_union.invalidated_rkey;
         let all = INDEX.with(|index| among(&index.there, there));
-        if let Some(mw) = all.into_iter().find(|mw| real_context((**mw).context) == context) {
+        // What says it softly may mean something else, if it is not the key that a window has.
+        let has =
+            |mw: *mut ibv_mw| Mw::of(mw).own.state.with(|s| s.bound.is_some() && s.there(s.key) == there);
+        let is = |mw: &*mut ibv_mw| real_context((**mw).context) == context && (!softly || has(*mw));
+        if let Some(mw) = all.into_iter().find(is) {
             wc.imm_data_invalidated_rkey_union.invalidated_rkey = Mw::of(mw).own.state.with(|s| {
                 let key = s.back(there);
                 s.invalidate(key, false);
