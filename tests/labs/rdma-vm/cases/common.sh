@@ -19,7 +19,7 @@ save() {
     if [ "$RVM_NODE" = 0 ]; then
         local end=$((SECONDS + 240))
         until stillpoint checkpoint $job > /tmp/asked 2>&1; do
-            kill -0 $! 2> /dev/null || { cat /tmp/rank.err >&2; fail "the rank has ended"; }
+            kill -0 $! 2> /dev/null || { wait $!; fail "the rank has ended with $?"; }
             [ $SECONDS -lt $end ] || { cat /tmp/asked >&2; fail "no checkpoint"; }
             sleep 0.5
         done

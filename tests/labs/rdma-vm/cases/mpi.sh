@@ -17,7 +17,7 @@ for life in first second; do
     run=$! end=$((SECONDS + 240))
     job=$(ls "$store" 2> /dev/null | head -n 1)
     until [ -n "$job" ] && stillpoint checkpoint "$job" > /tmp/asked 2>&1; do
-        kill -0 $run 2> /dev/null || { cat /tmp/rank.err >&2; fail "the job has ended"; }
+        kill -0 $run 2> /dev/null || { wait $run; fail "the job has ended with $?"; }
         [ $SECONDS -lt $end ] || { cat /tmp/asked /tmp/rank.err >&2; fail "no checkpoint"; }
         sleep 1
         job=$(ls "$store" 2> /dev/null | head -n 1)
