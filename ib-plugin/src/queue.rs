@@ -81,6 +81,7 @@ unsafe extern "C" fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int {
         if !can_be_saved((*qp).qp_type) {
             world::refuse(world::OTHERS, -1);
         }
+        own.told.with(Told::forget_alternate);
         cq::release((*qp).send_cq, own.cap.max_send_wr);
         world::leave(world::Kind::Qp, qp.expose_provenance());
         Qp::take(qp);
@@ -357,7 +358,14 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
         }
         let r = MODIFY_QP.int(&[at, word(&raw mut now), word(mask)]);
         if r == 0 {
-            Qp::of(qp).own.told.with(|told| told.hear(&*attr, mask as u32));
+            Qp::of(qp).own.told.with(|told| {
+                if anew {
+                    told.forget_alternate();
+                } else if mask as u32 & mask::ALTERNATE & !told.mask != 0 {
+                    world::refuse(world::ALTERNATES, 1);
+                }
+                told.hear(&*attr, mask as u32);
+            });
             if mask as u32 & mask::RNR_RETRY != 0 || anew {
                 patience::set(qp, !anew && (*attr).rnr_retry < patience::FOR_EVER);
             }
@@ -461,6 +469,7 @@ pub(crate) mod mask {
     pub(crate) const RNR_RETRY: u32 = 1 << 11;
     pub(crate) const RQ_PSN: u32 = 1 << 12;
     pub(crate) const MAX_READS: u32 = 1 << 13;
+    pub(crate) const ALTERNATE: u32 = 1 << 14;
     pub(crate) const RNR_TIMER: u32 = 1 << 15;
     pub(crate) const SQ_PSN: u32 = 1 << 16;
     pub(crate) const MAX_DEST_READS: u32 = 1 << 17;
@@ -501,6 +510,14 @@ impl Told {
             DEST: dest_qp_num;
         }
         self.mask |= which;
+    }
+
+    /// It has no alternate path any more.
+    fn forget_alternate(&mut self) {
+        if self.mask & mask::ALTERNATE != 0 {
+            self.mask &= !mask::ALTERNATE;
+            world::refuse(world::ALTERNATES, -1);
+        }
     }
 
     /// Whether it is not to try for ever when no receive is there.

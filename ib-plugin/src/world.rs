@@ -29,10 +29,13 @@ static ALL: Lock<BTreeSet<(Kind, usize)>> = Lock::new(BTreeSet::new());
 static ENTRY: OnceLock<Option<Plugin>> = OnceLock::new();
 
 /// What cannot be saved yet.
-const TEXTS: [&std::ffi::CStr; 1] =
-    [c"queue pairs that are neither RC, UC, UD nor XRC; they can be saved once they have been destroyed"];
+const TEXTS: [&std::ffi::CStr; 2] = [
+    c"queue pairs that are neither RC, UC, UD nor XRC; they can be saved once they have been destroyed",
+    c"queue pairs with an alternate path (IBV_QP_ALT_PATH); they can be saved once they have been destroyed or reset",
+];
 /// Indexes of these.
 pub(crate) const OTHERS: usize = 0;
+pub(crate) const ALTERNATES: usize = 1;
 
 fn entry() -> Option<Plugin> {
     *ENTRY.get_or_init(|| register("verbs", crate::front::still, &TEXTS).ok())

@@ -1,4 +1,4 @@
-/* What is not had under Stillpoint, and says so; then four things with which no checkpoint can be taken, one after the other: FILE.N is
+/* What is not had under Stillpoint, and says so; then five things with which no checkpoint can be taken, one after the other: FILE.N is
  * written when the Nth is there, and it goes when FILE.N.go is. See verbs.h. Of the arguments, ROUNDS and SEED are not used. */
 #include "verbs.h"
 #include <sys/mman.h>
@@ -79,6 +79,15 @@ int main(int argc, char **argv) {
     CHECK(half && munmap((char *)page + 4096, 4096) == 0);
     stage(4);
     CHECK(ibv_dereg_mr(half) == 0);
+
+    /* Another path to the other end; without it once it begins anew. */
+    struct ibv_qp_attr path = {.alt_ah_attr = {.is_global = (uint8_t)v.global, .dlid = (uint16_t)sides[0].lid, .port_num = 1,
+        .grh = {.dgid = sides[0].gid, .sgid_index = (uint8_t)v.gid_index, .hop_limit = 1}}, .alt_port_num = 1, .alt_timeout = 14};
+    CHECK(ibv_modify_qp(ends[1], &path, IBV_QP_ALT_PATH) == 0);
     stage(5);
+    struct ibv_qp_attr reset = {.qp_state = IBV_QPS_RESET};
+    CHECK(ibv_modify_qp(ends[1], &reset, IBV_QP_STATE) == 0);
+    CHECK(ibv_destroy_qp(ends[0]) == 0);
+    stage(6);
     return finish(0);
 }

@@ -448,6 +448,7 @@ fn what_cannot_be_saved_is_named() {
         "memory window 0x",
         "neither RC, UC, UD nor XRC",
         "its memory is not mapped any more",
+        "queue pairs with an alternate path",
         "",
     ];
     for (number, reason) in (1..).zip(reasons) {
