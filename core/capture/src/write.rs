@@ -192,6 +192,15 @@ fn is_zero(page: usize) -> bool {
     words.iter().all(|w| *w == 0)
 }
 
+/// So many pages ahead are fetched while others are looked at: each first word is in no cache, nor its page in the TLB.
+const AHEAD: u64 = 16 * PAGE;
+
+fn fetch(at: u64) {
+    let there = std::ptr::with_exposed_provenance::<i8>(at as usize);
+    // SAFETY: a hint, without effect where nothing is mapped (PREFETCHh in the Intel SDM, volume 2).
+    unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(there) };
+}
+
 type Step<T> = Result<T, (usize, isize)>;
 
 fn list_pages(
@@ -234,6 +243,7 @@ fn list_pages(
                 let (mut at, end) = (from, from + pages * PAGE);
                 while let Some((start, until)) = crate::excluded::next_saved(at, end) {
                     for p in (start..until).step_by(PAGE as usize) {
+                        fetch(p + AHEAD);
                         if !is_zero(p as usize) {
                             table.push(p, 1).map_err(|_| (MANY, 12))?;
                         }
