@@ -180,7 +180,7 @@ pub(crate) mod tests {
                     file: image_name(rank),
                     file_len: bytes.len() as u64,
                     bytes: 1,
-                    xxh3: hex(xxhash_rust::xxh3::xxh3_128(&bytes[..crate::manifest::HEAD])),
+                    xxh3: hex(twox_hash::XxHash3_128::oneshot(&bytes[..crate::manifest::HEAD])),
                 }
             })
             .collect();

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 /// Bytes read at a time: the agent's memory is the job's.
 const PIECE: usize = 1 << 20;
@@ -58,7 +58,7 @@ pub(crate) fn pour(
         }
         let want = piece.len().min(usize::try_from(len - done).unwrap_or(PIECE));
         source.read_exact(&mut piece[..want]).at("read", from)?;
-        if done == 0 && xxh3_128(&piece[..want.min(HEAD)]).to_le_bytes() != said.digest {
+        if done == 0 && XxHash3_128::oneshot(&piece[..want.min(HEAD)]).to_le_bytes() != said.digest {
             return damaged("its first page is not the one that was written".into());
         }
         out.write_all(&piece[..want]).at("write", to)?;
@@ -80,7 +80,7 @@ mod tests {
 
     fn said(bytes: &[u8]) -> Said {
         let head = &bytes[..bytes.len().min(HEAD)];
-        Said { len: bytes.len() as u64, digest: xxh3_128(head).to_le_bytes() }
+        Said { len: bytes.len() as u64, digest: XxHash3_128::oneshot(head).to_le_bytes() }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use crate::{At, Result, StoreError};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 /// Bytes at the beginning of a file that a manifest's checksum covers.
 pub const HEAD: usize = 4096;
@@ -88,7 +88,7 @@ impl Manifest {
     fn checksum(&self) -> serde_json::Result<String> {
         let mut bare = self.clone();
         bare.xxh3.clear();
-        Ok(hex(xxh3_128(serde_json::to_string(&bare)?.as_bytes())))
+        Ok(hex(XxHash3_128::oneshot(serde_json::to_string(&bare)?.as_bytes())))
     }
 
     /// Reads and checks everything that can be checked without the images.

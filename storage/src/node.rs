@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use stillpoint_abi::ids::CkptId;
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 /// Makes it if it is not there; `base` must be.
 ///
@@ -24,7 +24,9 @@ pub fn node_dir(base: &Path, run: &Path) -> Result<PathBuf> {
         return Err(StoreError::Untrusted { path: base.into() });
     }
     let mut dir = base.to_owned();
-    for name in [format!("stillpoint-{uid}"), format!("{:016x}", xxh3_64(run.as_os_str().as_bytes()))] {
+    for name in
+        [format!("stillpoint-{uid}"), format!("{:016x}", XxHash3_64::oneshot(run.as_os_str().as_bytes()))]
+    {
         dir.push(name);
         private(&dir)?;
     }

@@ -10,7 +10,7 @@ use crate::{At, Result, StoreError};
 use std::io::Read;
 use std::path::Path;
 use stillpoint_abi::ids::CkptId;
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 /// A checkpoint that was passed over, and why.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ fn check(dir: &Path, entry: &Entry) -> Result<()> {
     }
     let mut head = Vec::new();
     file.take(HEAD as u64).read_to_end(&mut head).at("read", &path)?;
-    let found = hex(xxh3_128(&head));
+    let found = hex(XxHash3_128::oneshot(&head));
     if found == entry.xxh3 { Ok(()) } else { damaged(format!("checksum {found}, should be {}", entry.xxh3)) }
 }
 

@@ -10,7 +10,7 @@
 //! ```
 
 use stillpoint_abi::ids::{CkptId, Incarnation, Rank};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::cursor::{Reader, Writer};
 use crate::error::Bad;
@@ -81,7 +81,7 @@ impl Header {
         w.u64(l.index_len);
         w.u128(self.index_sum);
         w.u64(l.file_len);
-        let sum = xxh3_64(&out[..SUM_AT]);
+        let sum = XxHash3_64::oneshot(&out[..SUM_AT]);
         out[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
     }
 
@@ -90,7 +90,7 @@ impl Header {
     pub fn identity(&self) -> u128 {
         let mut page = [0; PAGE as usize];
         self.encode(&mut page);
-        xxh3_128(&page)
+        XxHash3_128::oneshot(&page)
     }
 
     /// Reads a header and checks that what it says can be true of a file of `file_len` bytes.
@@ -100,7 +100,7 @@ impl Header {
             return Err(NoHeader::NotAnImage);
         }
         let sum = Reader(&page[SUM_AT..]).u64();
-        let sound = sum == Some(xxh3_64(&page[..SUM_AT]));
+        let sound = sum == Some(XxHash3_64::oneshot(&page[..SUM_AT]));
         match r.u32() {
             Some(VERSION) => {}
             // A version that we do not know may have another checksum; a damaged one is called damage.
@@ -201,7 +201,7 @@ mod tests {
         let mut page = [0u8; PAGE as usize];
         page[..8].copy_from_slice(&MAGIC);
         page[8] = 9;
-        let sum = xxh3_64(&page[..SUM_AT]);
+        let sum = XxHash3_64::oneshot(&page[..SUM_AT]);
         page[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
         assert!(matches!(Header::decode(&page, 4096), Err(NoHeader::Version(9))));
     }

@@ -3,7 +3,8 @@
 //! whole frame of the checkpoint before. Runs *anywhere*, also in the frozen child; no allocation.
 
 use stillpoint_abi::ids::{CkptId, Rank};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_128_with_seed};
+use twox_hash::xxhash3_128::{DEFAULT_SECRET_LENGTH, RawHasher, SecretBuffer};
+use twox_hash::{XxHash3_64, XxHash3_128};
 
 use crate::Section;
 
@@ -34,27 +35,55 @@ impl Seal {
             .to_le_bytes(),
         );
         b[24..32].copy_from_slice(&no.to_le_bytes());
-        xxh3_64(&b)
+        XxHash3_64::oneshot(&b)
     }
 
     /// Checksum of a section's payload, or of frame `no` of the memory.
     pub fn digest(&self, section: Section, no: u64, bytes: &[u8]) -> u128 {
-        xxh3_128_with_seed(bytes, self.seed_for(section, no))
+        XxHash3_128::oneshot_with_seed(self.seed_for(section, no), bytes)
     }
 
     /// The same checksum, for bytes that come in pieces.
-    pub(crate) fn hasher(&self, section: Section, no: u64) -> Xxh3 {
-        Xxh3::with_seed(self.seed_for(section, no))
+    pub(crate) fn summer(&self, section: Section, no: u64) -> Summer {
+        Summer::new(self.seed_for(section, no))
     }
 
     /// [`Seal::frame`], for bytes that come in pieces. Allocates nothing.
-    pub fn frame_hasher(&self, no: u64) -> Xxh3 {
-        self.hasher(Section::Memory, no)
+    pub fn frame_summer(&self, no: u64) -> Summer {
+        self.summer(Section::Memory, no)
     }
 
     /// Checksum of frame `no` of the memory.
     pub fn frame(&self, no: u64, bytes: &[u8]) -> u128 {
         self.digest(Section::Memory, no, bytes)
+    }
+}
+
+/// Sums up bytes that come in pieces. Allocates nothing.
+pub struct Summer(RawHasher<[u8; DEFAULT_SECRET_LENGTH]>);
+
+impl Summer {
+    fn new(seed: u64) -> Summer {
+        match SecretBuffer::with_seed(seed, [0; DEFAULT_SECRET_LENGTH]) {
+            Ok(buffer) => Summer(RawHasher::new(buffer)),
+            Err(_) => unreachable!("a secret of {DEFAULT_SECRET_LENGTH} bytes is what it wants"),
+        }
+    }
+
+    /// The next piece.
+    pub fn add(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    /// Of all that were added.
+    pub fn sum(&self) -> u128 {
+        self.0.finish_128()
+    }
+}
+
+impl std::fmt::Debug for Summer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Summer").field(&self.sum()).finish()
     }
 }
 
@@ -83,11 +112,11 @@ mod tests {
     fn pieces_give_the_same_sum() {
         let s = Seal { ckpt: CkptId(1), rank: Rank(0), seed: 1 };
         let bytes: Vec<u8> = (0..5000u32).map(|i| (i * 7) as u8).collect();
-        let mut h = s.hasher(Section::Index, 0);
-        bytes.chunks(333).for_each(|c| h.update(c));
-        assert_eq!(h.digest128(), s.digest(Section::Index, 0, &bytes));
-        let mut h = s.frame_hasher(4);
-        bytes.chunks(333).for_each(|c| h.update(c));
-        assert_eq!(h.digest128(), s.frame(4, &bytes));
+        let mut h = s.summer(Section::Index, 0);
+        bytes.chunks(333).for_each(|c| h.add(c));
+        assert_eq!(h.sum(), s.digest(Section::Index, 0, &bytes));
+        let mut h = s.frame_summer(4);
+        bytes.chunks(333).for_each(|c| h.add(c));
+        assert_eq!(h.sum(), s.frame(4, &bytes));
     }
 }

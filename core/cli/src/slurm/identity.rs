@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 use stillpoint_storage::run::host;
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 
 use crate::error::Error;
 use crate::home::{BELOW_HOME, Home, private_dir, private_file};
@@ -78,7 +78,7 @@ pub(crate) fn digest(cwd: &Path, words: &[OsString]) -> String {
 
 /// 16 hexadecimal digits.
 pub(crate) fn short_hash(bytes: &[u8]) -> String {
-    format!("{:016x}", xxh3_64(bytes))
+    format!("{:016x}", XxHash3_64::oneshot(bytes))
 }
 
 /// A place that an earlier life has left.

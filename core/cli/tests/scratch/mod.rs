@@ -9,7 +9,7 @@ use stillpoint_image::{Header, IndexBuf, Meta, RunTable, Seal, encode_meta};
 use stillpoint_storage::commit::image_name;
 use stillpoint_storage::manifest::{Entry, Manifest, VERSION, hex};
 use stillpoint_storage::run::RunDir;
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
 /// A directory, removed with everything in it.
 pub(crate) struct Lab(pub(crate) PathBuf);
@@ -55,7 +55,7 @@ pub(crate) fn commit(run: &RunDir) -> CkptId {
         file: image_name(0),
         file_len: bytes.len() as u64,
         bytes: 0,
-        xxh3: hex(xxh3_128(&bytes[..4096])),
+        xxh3: hex(XxHash3_128::oneshot(&bytes[..4096])),
     };
     run.commit(&Manifest {
         format: "stillpoint".into(),
