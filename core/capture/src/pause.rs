@@ -10,10 +10,10 @@ use stillpoint_sys::raw::{errno, futex_wait_for, futex_wake_all, getpid, monoton
 use stillpoint_sys::{half, sys, upper};
 
 /// How long a thread that declined is left alone, ns. One that is below for a moment only, as with the clock, is met above soon, and
-/// the others stand while we wait; after [`TRIES`] such times it may be there for long.
+/// the others stand while we wait; behind [`EARLY`] it may be there for long.
 const SOON: u64 = 40_000;
-const TRIES: usize = 25;
 const LATER: u64 = 500_000;
+const EARLY: u64 = 2_000_000;
 
 /// Threads of the upper half that live.
 pub fn threads() -> impl Iterator<Item = &'static ThreadRec> {
@@ -27,7 +27,7 @@ pub fn threads() -> impl Iterator<Item = &'static ThreadRec> {
 /// The list of threads that did not come to stand still, with where they were.
 pub fn stop(deadline: u64) -> Result<(), String> {
     half().flags.fetch_or(FLAG_STOP, SeqCst);
-    let mut soon = std::iter::repeat_n(SOON, TRIES);
+    let early = monotonic_ns() + EARLY;
     loop {
         let mut waiting = None;
         for t in threads() {
@@ -46,7 +46,7 @@ pub fn stop(deadline: u64) -> Result<(), String> {
             waiting = Some(t);
         }
         let Some(t) = waiting else { return Ok(()) };
-        futex_wait_for(&t.parked, 0, soon.next().unwrap_or(LATER));
+        futex_wait_for(&t.parked, 0, if monotonic_ns() < early { SOON } else { LATER });
         if t.parked.load(Acquire) == 0 && monotonic_ns() > deadline {
             let why = if t.above_lower.load(Relaxed) != 0 {
                 "runs a signal handler that interrupted a call into MPI"
