@@ -7,7 +7,7 @@
 //! - [`post`]: work requests and completions, the hot path; `log`, `requests`, `ring`: what of these is open; `keys`: what regions are called;
 //!   `patience`: messages that nobody receives.
 //! - `cm`: connections by librdmacm.
-//! - `world`: all objects; `front`: the commands of the still point; `drain`, `rebuild`: all of it again; `bound`, `rebind`: windows; `lone`: who has lost its other end; `names`: of queue pairs;
+//! - `world`: all objects; `front`: the commands of the still point; `drain`, `rebuild`: all of it again; `bound`, `rebind`: windows; `guarded`: regions of forbidden memory; `lone`: who has lost its other end; `names`: of queue pairs;
 //!   `address`, `known`, `places`, `header`: where they are now; `present`: ports that the application does not know yet.
 //!
 //! What a reader would get wrong: applications call much of the verbs by function pointers in structures (verbs.h does so inline), so an
@@ -35,6 +35,7 @@ mod event;
 mod extend;
 mod front;
 mod group;
+mod guarded;
 mod handle;
 mod header;
 mod keys;

@@ -6,10 +6,10 @@ use rdma_sys::{ibv_context, ibv_mr, ibv_pd};
 use stillpoint_sys::raw::nr;
 use stillpoint_sys::sys;
 
-use crate::below::{Function, inside};
+use crate::below::{Function, errno, inside};
 use crate::objects::{Mr, Object, Pd, Region, real, real_context};
 use crate::pass::word;
-use crate::{device, keys, world};
+use crate::{device, guarded, keys, world};
 
 /// IBV_ACCESS_ON_DEMAND: the device asks for pages when it wants them.
 const ON_DEMAND: u32 = 1 << 6;
@@ -166,6 +166,16 @@ pub(crate) fn make_region(pd: u64, addr: *mut c_void, length: usize, own: &Regio
     match own.iova {
         None => REG_MR.object(&[pd, addr, length, access]),
         Some(iova) => REG_MR_IOVA2.object(&[pd, addr, length, iova, access]),
+    }
+}
+
+/// The same after a restart, where the memory is what it was at the still point.
+pub(crate) fn make_region_again(pd: u64, addr: *mut c_void, length: usize, own: &Region) -> usize {
+    match make_region(pd, addr, length, own) {
+        0 if errno() == libc::EFAULT => {
+            guarded::opened(addr.expose_provenance(), length, || make_region(pd, addr, length, own))
+        }
+        at => at,
     }
 }
 

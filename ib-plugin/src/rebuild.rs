@@ -114,7 +114,7 @@ unsafe fn make() -> Result<(), String> {
         for mr in each::<ibv_mr>(Kind::Mr) {
             let mr = Mr::of(mr);
             let m = &mr.public;
-            let at = memory::make_region(real(m.pd), m.addr, m.length, &mr.own);
+            let at = memory::make_region_again(real(m.pd), m.addr, m.length, &mr.own);
             mr.renew(made(at, &format!("a memory region of {} bytes", m.length))?);
             let there = &*std::ptr::with_exposed_provenance::<rdma_sys::ibv_mr>(at);
             local.insert((device::number(m.context), m.lkey), there.lkey);

@@ -12,7 +12,7 @@ use rdma_sys::*;
 use crate::engine::{
     Channel, Cq, Element, MOST, Qp, Receive, Region, Request, Srq, World, devices, hca, world,
 };
-use crate::windows::{Bind, REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, Window, can_bind};
+use crate::windows::{Bind, LOCAL_WRITE, REMOTE_ATOMIC, REMOTE_READ, REMOTE_WRITE, Window, can_bind};
 use crate::wire::Place;
 
 fn errno(number: c_int) {
@@ -271,6 +271,23 @@ fn region(w: &mut World, of: Region) -> (u32, u32) {
     (key, rkey)
 }
 
+/// As a kernel does that gets hold of the pages: they must be there, readable, and writable if the device is to write them (`ib_umem_get` in
+/// drivers/infiniband/core/umem.c).
+fn can_pin(addr: usize, length: usize, access: u32) -> bool {
+    const POPULATE_READ: i32 = 22;
+    const PAGE: usize = 4096;
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    // SAFETY: as below; of no memory at all.
+    if !*KNOWN.get_or_init(|| unsafe { libc::madvise(std::ptr::null_mut(), 0, POPULATE_READ) } == 0) {
+        return true;
+    }
+    let start = addr & !(PAGE - 1);
+    let Some(end) = addr.checked_add(length).filter(|_| length != 0) else { return true };
+    let advice = POPULATE_READ + i32::from(access & (LOCAL_WRITE | REMOTE_WRITE | REMOTE_ATOMIC) != 0);
+    // SAFETY: no content changes (MADV_POPULATE_READ, _WRITE in madvise(2), Linux 5.14).
+    unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), end - start, advice) == 0 }
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ibv_reg_mr(
     pd: *mut ibv_pd,
@@ -278,6 +295,10 @@ unsafe extern "C" fn ibv_reg_mr(
     length: usize,
     access: c_int,
 ) -> *mut ibv_mr {
+    if !can_pin(addr.expose_provenance(), length, access as u32) {
+        errno(libc::EFAULT);
+        return std::ptr::null_mut();
+    }
     let at = addr.expose_provenance() as u64;
     let of = Region { at, length: length as u64, access: access as u32, pd: pd.expose_provenance() };
     let (key, rkey) = region(&mut world(device_of!(pd.context)), of);
