@@ -216,8 +216,8 @@ pub(crate) fn partition_back(guid: Option<u64>, port: u8, index: u16) -> u16 {
 /// The number in this start of one of the application's queue pairs, at such a device.
 pub(crate) fn number_there(guid: Option<u64>, was: u32) -> u32 {
     // SAFETY: contexts of ours.
-    let real: Vec<u64> = contexts(guid).map(|c| unsafe { real_context(c) }).collect();
-    crate::log::number_there(&real, was).unwrap_or(was)
+    let all: Vec<u32> = contexts(guid).map(|c| unsafe { number(c) }).collect();
+    crate::log::number_there(&all, was).unwrap_or(was)
 }
 
 #[unsafe(no_mangle)]

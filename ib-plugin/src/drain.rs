@@ -36,7 +36,7 @@ const PATIENCE: u64 = 5_000_000_000;
 const SLOW: u64 = 20;
 /// How long for answers of the kernel's to librdmacm.
 const HALF_MADE: u64 = 1_000_000_000;
-/// Rounds in which the counts of an unreliable connection have not changed.
+/// Rounds in which counts that differ have not changed.
 const SAME: u32 = 3;
 
 /// What one end has counted.
@@ -59,6 +59,8 @@ pub(crate) struct Counts {
     pub(crate) young: bool,
     /// A request has succeeded since it began.
     pub(crate) begun: bool,
+    /// It has begun anew since it was made, or another one had its number before.
+    pub(crate) anew: bool,
 }
 
 /// Bytes of [`Counts`]; behind them is the name of the other end, if there is one.
@@ -67,7 +69,11 @@ const COUNTS: usize = 32;
 impl Counts {
     fn pack(self) -> Vec<u8> {
         let bit = |at: u32, is: bool| u32::from(is) << at;
-        let flags = bit(0, self.takes) | bit(1, self.broken) | bit(2, self.young) | bit(3, self.begun);
+        let flags = bit(0, self.takes)
+            | bit(1, self.broken)
+            | bit(2, self.young)
+            | bit(3, self.begun)
+            | bit(4, self.anew);
         let words = [self.open, self.posted, flags, self.queue].map(u32::to_le_bytes).concat();
         [&self.done.to_le_bytes()[..], &self.received.to_le_bytes(), &words].concat()
     }
@@ -85,6 +91,7 @@ impl Counts {
             broken: flags & 2 != 0,
             young: flags & 4 != 0,
             begun: flags & 8 != 0,
+            anew: flags & 16 != 0,
             queue: word(28)?,
         })
     }
@@ -106,6 +113,12 @@ impl Counts {
             return self.open == 0 && other.open == 0;
         }
         self.has_reached(other) && other.has_reached(self)
+    }
+
+    /// Whether what is complete at both ends, and was not counted at both, stays so: one of them has begun anew, and the other has sent
+    /// nothing since. A reliable message that only one end has seen is none of these: its completion is on the way, or lost.
+    fn counted_before(&self, other: &Counts, unreliable: bool) -> bool {
+        self.open == 0 && other.open == 0 && (unreliable || self.anew || other.anew)
     }
 }
 
@@ -223,6 +236,7 @@ unsafe fn count(qp: *mut ibv_qp) -> Counts {
             broken: logs.broken.load(Relaxed) || (*qp).state == ibv_qp_state::IBV_QPS_ERR || cm::is_over(qp),
             queue,
             begun,
+            anew: logs.anew.load(Relaxed),
             young: matches!((*qp).state, ibv_qp_state::IBV_QPS_RESET | ibv_qp_state::IBV_QPS_INIT),
         }
     }
@@ -442,9 +456,8 @@ impl State {
             }
             let other = end.other;
             own.wanted.store(other.queue, Relaxed);
-            // What is complete at both ends and was not counted: one of them has begun anew, and the other has sent nothing since.
-            let quiet = end.own.open == 0 && other.open == 0 && end.same >= SAME;
-            end.settled = end.own.settled(&other) || quiet;
+            let before = end.same >= SAME && end.own.counted_before(&other, unreliable);
+            end.settled = end.own.settled(&other) || before;
         }
     }
 }
@@ -460,7 +473,13 @@ mod tests {
     #[test]
     fn there_and_back() {
         for broken in [false, true] {
-            let c = Counts { broken, young: !broken, begun: broken, ..counts(1 << 40, 7, 3, 9, !broken) };
+            let c = Counts {
+                broken,
+                young: !broken,
+                begun: broken,
+                anew: !broken,
+                ..counts(1 << 40, 7, 3, 9, !broken)
+            };
             assert_eq!(Counts::of(&c.pack()), Some(c));
         }
         assert_eq!(Counts::of(&[0; 31]), None);
@@ -489,6 +508,12 @@ mod tests {
             begun(0).settled(&young) && !begun(1).settled(&young),
             "it may have been executed there before"
         );
+        let (lost, none) = (counts(5, 2, 0, 4, false), counts(2, 4, 0, 0, false));
+        assert!(!lost.counted_before(&none, false), "a message that one end has not seen");
+        assert!(lost.counted_before(&none, true), "no one says that it will");
+        let anew = Counts { anew: true, ..none };
+        assert!(lost.counted_before(&anew, false) && anew.counted_before(&lost, false));
+        assert!(!Counts { open: 1, ..lost }.counted_before(&anew, false), "it may have been executed");
         let broken = |open| Counts { broken: true, ..counts(5, 2, open, 0, false) };
         assert!(
             broken(0).settled(&counts(9, 9, 0, 1, false)) && !broken(1).settled(&counts(9, 9, 0, 1, false))

@@ -23,6 +23,8 @@ pub(crate) struct Queue {
     pub(crate) receives: Lock<Option<Receives>>,
     /// Messages of the other end that have taken a receive.
     pub(crate) received: AtomicU64,
+    /// It has begun anew, or another one had its number before: what the other end has counted may be of then.
+    pub(crate) anew: AtomicBool,
     /// A request has failed: no other one will succeed.
     pub(crate) broken: AtomicBool,
     pub(crate) datagram: AtomicBool,
@@ -43,6 +45,7 @@ impl Queue {
             sends: Lock::new(None),
             receives: Lock::new(None),
             received: AtomicU64::new(0),
+            anew: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             datagram: AtomicBool::new(false),
             device: AtomicU32::new(0),
@@ -58,8 +61,17 @@ impl Queue {
         self.sends.with(|s| s.as_ref().is_some_and(Sends::signals_all))
     }
 
+    /// A message, of either end.
+    fn has_counted(&self) -> bool {
+        let done = self.sends.with(|s| s.as_ref().map_or(0, |s| s.taken().0));
+        done != 0 || self.received.load(Relaxed) != 0
+    }
+
     /// A queue pair that begins anew.
     pub(crate) fn reset(&self) {
+        if self.has_counted() {
+            self.anew.store(true, Relaxed);
+        }
         self.sends.with(|s| s.as_mut().map(Sends::reset));
         self.receives.with(|r| r.as_mut().map(Receives::reset));
         self.received.store(0, Relaxed);
@@ -88,21 +100,29 @@ impl Queue {
     }
 }
 
-/// Places of queue pairs by their context and number below: a completion of a shared receive names no other.
-static NUMBERS: Lock<BTreeMap<(u64, u32), u32>> = Lock::new(BTreeMap::new());
+/// Places of queue pairs by their device and number below: a completion of a shared receive names no other.
+static NUMBERS: Lock<BTreeMap<(u32, u32), u32>> = Lock::new(BTreeMap::new());
 
 /// A queue pair has this number below.
-pub(crate) fn number(context: u64, number: u32, place: u32) {
-    NUMBERS.with(|all| _ = all.insert((context, number), place));
+pub(crate) fn number(device: u32, number: u32, place: u32) {
+    NUMBERS.with(|all| _ = all.insert((device, number), place));
 }
 
 /// The one at this place has it no more.
-pub(crate) fn forget(context: u64, number: u32, place: u32) {
+pub(crate) fn forget(device: u32, number: u32, place: u32) {
     NUMBERS.with(|all| {
-        if all.get(&(context, number)) == Some(&place) {
-            all.remove(&(context, number));
+        if all.get(&(device, number)) == Some(&place) {
+            all.remove(&(device, number));
         }
     });
+}
+
+/// Numbers by which the application knew queue pairs that are gone and have counted something: by device and its upper bits, a bit each.
+static HAD: Lock<BTreeMap<(u32, u32), u64>> = Lock::new(BTreeMap::new());
+
+/// Whether there was one of this number before.
+pub(crate) fn had(device: u32, number: u32) -> bool {
+    HAD.with(|all| all.get(&(device, number / 64)).is_some_and(|bits| bits >> (number % 64) & 1 == 1))
 }
 
 /// After a restart.
@@ -110,11 +130,11 @@ pub(crate) fn forget_numbers() {
     NUMBERS.with(BTreeMap::clear);
 }
 
-/// The number below of a queue pair that the application knows by this one, in one of these contexts.
-pub(crate) fn number_there(contexts: &[u64], was: u32) -> Option<u32> {
+/// The number below of a queue pair that the application knows by this one, at one of these devices.
+pub(crate) fn number_there(devices: &[u32], was: u32) -> Option<u32> {
     let is = |place: u32| queue(place).is_some_and(|q| q.qp_num.load(Relaxed) == was);
     NUMBERS.with(|all| {
-        all.iter().find(|((c, _), place)| contexts.contains(c) && is(**place)).map(|((_, n), _)| *n)
+        all.iter().find(|((d, _), place)| devices.contains(d) && is(**place)).map(|((_, n), _)| *n)
     })
 }
 
@@ -164,6 +184,10 @@ pub(crate) fn queue(place: u32) -> Option<&'static Queue> {
 /// Its object is destroyed.
 pub(crate) fn leave(place: u32) {
     let Some(q) = queue(place) else { return };
+    if q.has_counted() || q.anew.load(Relaxed) {
+        let (device, number) = (q.device.load(Relaxed), q.qp_num.load(Relaxed));
+        HAD.with(|all| *all.entry((device, number / 64)).or_default() |= 1 << (number % 64));
+    }
     if let Some(s) = q.sends.with(Option::take) {
         q.next_send.store(s.next(), Relaxed);
     }
@@ -171,6 +195,7 @@ pub(crate) fn leave(place: u32) {
         q.next_receive.store(r.next(), Relaxed);
     }
     q.reset();
+    q.anew.store(false, Relaxed);
     q.datagram.store(false, Relaxed);
     FREE.with(|f| f.push(place));
 }
@@ -203,7 +228,7 @@ pub(crate) fn translate(wc: &mut ibv_wc, context: u64) -> Option<u32> {
         }
         Kind::Shared => {
             let at = q.receives.with(|r| r.as_mut().and_then(|r| r.complete(wc, token.number)));
-            let place = NUMBERS.with(|all| all.get(&(context, wc.qp_num)).copied());
+            let place = NUMBERS.with(|all| all.get(&(q.device.load(Relaxed), wc.qp_num)).copied());
             if let Some(pair) = place.and_then(queue).filter(|_| at.is_some()) {
                 wc.qp_num = pair.qp_num.load(Relaxed);
                 pair.note(wc, true);

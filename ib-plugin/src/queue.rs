@@ -14,9 +14,7 @@ use crate::drain::is_connected;
 use crate::group::Groups;
 use crate::lock::Lock;
 use crate::log::{self, Receives, Sends};
-use crate::objects::{
-    Context, Given, Limits, Object, Pair, Public, Qp, Shared, Srq, Told, real, real_context,
-};
+use crate::objects::{Context, Given, Limits, Object, Pair, Public, Qp, Shared, Srq, Told, real};
 use crate::pass::word;
 use crate::requests::MOST_SHARED;
 use crate::{address, cq, device, domain, event, extend, handle, keys, known, patience, post, window, world};
@@ -40,11 +38,15 @@ unsafe extern "C" fn ibv_destroy_srq(srq: *mut ibv_srq) -> c_int {
         event::acknowledged(|| Srq::of(srq).own.asynchronous.is_none());
         let _front = inside();
         // Its messages are counted where they have come.
-        for cq in Srq::of(srq).own.extended.iter().map(domain::Extended::completions) {
-            post::bring_home(std::ptr::with_exposed_provenance_mut(cq));
-        }
+        let extended = Srq::of(srq).own.extended.as_ref().map(domain::Extended::completions);
+        let settle = || {
+            extended.into_iter().for_each(|cq| post::bring_home(std::ptr::with_exposed_provenance_mut(cq)));
+        };
+        settle();
         let r = DESTROY_SRQ.int(&[real(srq)]);
         if r == 0 {
+            // Also the last of them.
+            settle();
             event::forget((*srq).context, srq.expose_provenance());
             world::leave(world::Kind::Srq, srq.expose_provenance());
             log::leave(Srq::of(srq).own.place);
@@ -61,7 +63,7 @@ unsafe extern "C" fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int {
         event::acknowledged(|| Qp::of(qp).own.asynchronous.is_none());
         let _front = inside();
         let number = (*std::ptr::with_exposed_provenance::<ibv_qp>(real(qp) as usize)).qp_num;
-        let (context, own) = (real_context((*qp).context), &Qp::of(qp).own);
+        let (device, own) = (device::number((*qp).context), &Qp::of(qp).own);
         // Before the device forgets them.
         post::settle(qp);
         patience::set(qp, false);
@@ -72,7 +74,7 @@ unsafe extern "C" fn ibv_destroy_qp(qp: *mut ibv_qp) -> c_int {
         }
         // What has come until then is seen by the logs; another thread may have made one with this number already.
         post::settle(qp);
-        log::forget(context, number, own.place);
+        log::forget(device, number, own.place);
         window::left(own.place);
         post::purge(qp);
         log::leave(own.place);
@@ -315,9 +317,11 @@ pub(crate) unsafe fn create_qp(
         let q = &*std::ptr::with_exposed_provenance::<ibv_qp>(there(real(own)));
         ((*own).handle, (*own).qp_num, (*own).state) = (q.handle, q.qp_num, q.state);
         logs.qp_num.store(q.qp_num, Relaxed);
-        logs.device.store(device::number(context), Relaxed);
+        let device = device::number(context);
+        logs.device.store(device, Relaxed);
+        logs.anew.store(log::had(device, q.qp_num), Relaxed);
         logs.datagram.store((*attr).qp_type == ibv_qp_type::IBV_QPT_UD, Relaxed);
-        log::number(real_context(context), q.qp_num, place);
+        log::number(device, q.qp_num, place);
         own
     }
 }

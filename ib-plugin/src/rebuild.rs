@@ -205,7 +205,7 @@ unsafe fn make_pair(qp: *mut ibv_qp) -> Result<(), String> {
         let at = made(at, &what)?;
         own.renew(at);
         let number = (*std::ptr::with_exposed_provenance::<ibv_qp>(at)).qp_num;
-        log::number(real_context(q.context), number, own.own.place);
+        log::number(device::number(q.context), number, own.own.place);
         own.own.told.with(|told| {
             if q.state == ibv_qp_state::IBV_QPS_RESET {
                 return Ok(());
