@@ -17,10 +17,11 @@ again() { stillpoint exec --job $job --np 2 --restart --rank "$1" > >(cat >> /tm
 # save NAME: node 0 has a checkpoint taken, and tries until there is one; the other waits
 save() {
     if [ "$RVM_NODE" = 0 ]; then
-        local end=$((SECONDS + 240))
+        local end=$((SECONDS + 150)) said=
         until stillpoint checkpoint $job > /tmp/asked 2>&1; do
             kill -0 $! 2> /dev/null || { wait $!; fail "the rank has ended with $?"; }
-            [ $SECONDS -lt $end ] || { cat /tmp/asked >&2; fail "no checkpoint"; }
+            [ "$(cat /tmp/asked)" = "$said" ] || { said=$(cat /tmp/asked); say "not yet: $said"; }
+            [ $SECONDS -lt $end ] || fail "no checkpoint"
             sleep 0.5
         done
         say "checkpoint $(cat /tmp/asked)"
