@@ -47,6 +47,10 @@ fn cores() -> usize {
     }
 }
 
+/// How long a signal that has ended the ranks may be on its way to us as well: who ends a job tells all of its processes, a terminal the whole
+/// group.
+const ALSO_US: Duration = Duration::from_secs(1);
+
 /// True if this launcher is Open MPI's mpirun, which has options of its own.
 fn is_open_mpi(program: &Path) -> bool {
     let name = program.file_name().and_then(OsStr::to_str).unwrap_or("");
@@ -174,6 +178,10 @@ impl Start<'_> {
         let watch = Watch { job: self.job, incarnation: self.incarnation, patience, json: self.json };
         let is_lost = &mut || talk::outcome(self.job).is_ok_and(|o| o.restart);
         let seen = watch.run(command, heard, is_lost, &mut || {})?;
+        let told = ENDING.iter().any(|s| i32::from(seen.status) == 128 + s);
+        if told && heard.last_of(&ENDING).is_none() {
+            heard.pause(ALSO_US);
+        }
         let ended = heard.last_of(&ENDING).and_then(|s| u8::try_from(s).ok());
         let outcome = seen.outcome.as_ref();
         let verdict = judge(outcome, seen.status, ended);
