@@ -63,27 +63,27 @@ fn goes_on(name: &str, words: &str, count: u32, last: &str, both: bool) {
 
 #[test]
 fn a_reliable_connection_goes_on_over_other_devices() {
-    goes_on("rc", "ibv_rc_pingpong -d rxe0 -g 1 -n COUNT", 5000, " iters in ", true);
+    goes_on("rc", "ibv_rc_pingpong -d rxe0 -g 1 -n COUNT", 3000, " iters in ", true);
 }
 
 #[test]
 fn waiting_for_events_goes_on_over_other_devices() {
-    goes_on("events", "ibv_rc_pingpong -d rxe0 -g 1 -n COUNT -e", 5000, " iters in ", true);
+    goes_on("events", "ibv_rc_pingpong -d rxe0 -g 1 -n COUNT -e", 3000, " iters in ", true);
 }
 
 #[test]
 fn an_unreliable_connection_goes_on_over_other_devices() {
-    goes_on("uc", "ibv_uc_pingpong -d rxe0 -g 1 -n COUNT", 5000, " iters in ", true);
+    goes_on("uc", "ibv_uc_pingpong -d rxe0 -g 1 -n COUNT", 3000, " iters in ", true);
 }
 
 #[test]
 fn datagrams_go_on_over_other_devices() {
-    goes_on("ud", "ibv_ud_pingpong -d rxe0 -g 1 -n COUNT -s 1024", 5000, " iters in ", true);
+    goes_on("ud", "ibv_ud_pingpong -d rxe0 -g 1 -n COUNT -s 1024", 3000, " iters in ", true);
 }
 
 #[test]
 fn a_shared_receive_queue_goes_on_over_other_devices() {
-    goes_on("srq", "ibv_srq_pingpong -d rxe0 -g 1 -n COUNT -q 4", 5000, " iters in ", true);
+    goes_on("srq", "ibv_srq_pingpong -d rxe0 -g 1 -n COUNT -q 4", 3000, " iters in ", true);
 }
 
 /// Latency and bandwidth, each with connections by its own means and by librdmacm: all of these, or one by chance.
@@ -91,7 +91,7 @@ fn perftest_goes_on(what: &str) {
     let all = [("lat", ""), ("bw", ""), ("lat", " -R"), ("bw", " -R")];
     let first = Random::seeded().below(4) as usize;
     for (kind, by) in all.iter().cycle().skip(first).take(if full() { 4 } else { 1 }) {
-        let count = if *kind == "lat" { 5000 } else { 20_000 };
+        let count = if *kind == "lat" { 3000 } else { 20_000 };
         let size = if what == "atomic" { "" } else { " -s 4096" };
         let name = format!("{what}_{kind}{}", by.replace(' ', ""));
         goes_on(
@@ -127,12 +127,12 @@ fn perftest_atomics_go_on_over_other_devices() {
 #[test]
 fn perftest_datagrams_over_librdmacm_go_on() {
     // Of its bandwidth test some datagrams are lost natively, and it waits for them.
-    goes_on("cm_ud", "ib_send_lat -d rxe0 -x 1 -n COUNT -s 1024 -c UD -F -R", 5000, "#bytes", false);
+    goes_on("cm_ud", "ib_send_lat -d rxe0 -x 1 -n COUNT -s 1024 -c UD -F -R", 3000, "#bytes", false);
 }
 
 #[test]
 fn librdmacms_own_ping_goes_on() {
-    goes_on("rping", "rping -C COUNT -v", 3000, "ping data: rdma-ping-LAST: ", false);
+    goes_on("rping", "rping -C COUNT -v", 2000, "ping data: rdma-ping-LAST: ", false);
 }
 
 /// Two ends of a program of ours, which check what they get; saved after so many seconds.
@@ -166,7 +166,7 @@ fn writes_arrive_in_order() {
 
 #[test]
 fn messages_that_wait_for_a_receive_are_sent_again() {
-    both_go_on("verbs_messages", 3000, 1);
+    both_go_on("verbs_messages", 2000, 1);
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn events_wake_who_waits() {
 
 #[test]
 fn connections_and_regions_are_made_anew() {
-    both_go_on("verbs_again", 1500, 1);
+    both_go_on("verbs_again", 1000, 1);
 }
 
 #[test]
@@ -186,22 +186,22 @@ fn many_connections_share_their_receives() {
 
 #[test]
 fn connections_of_librdmacm_come_and_go() {
-    both_go_on("verbs_manager", 1000, 6);
+    both_go_on("verbs_manager", 700, 6);
 }
 
 #[test]
 fn each_kind_of_request_happens_once() {
-    both_go_on("verbs_once", 400, 1);
+    both_go_on("verbs_once", 250, 1);
 }
 
 #[test]
 fn ends_that_are_the_only_ones_left_stay() {
-    both_go_on("verbs_gone", 2000, 1);
+    both_go_on("verbs_gone", 1300, 1);
 }
 
 #[test]
 fn memory_windows_are_bound_again() {
-    both_go_on("verbs_windows", 1500, 1);
+    both_go_on("verbs_windows", 1000, 1);
 }
 
 #[test]
@@ -230,13 +230,13 @@ fn a_connection_goes_on_between_other_machines() {
 /// MPI over verbs: the library has them, below, and makes them anew on devices with other addresses and numbers.
 #[test]
 fn mpi_over_verbs_goes_on_over_other_devices() {
-    mpi_goes_on("ring", 3000);
+    mpi_goes_on("ring", 2000);
 }
 
 /// The same below, and queue pairs of the program's own above.
 #[test]
 fn mpi_and_verbs_of_a_program_go_on_over_other_devices() {
-    mpi_goes_on("verbs_mpi", 3000);
+    mpi_goes_on("verbs_mpi", 2000);
 }
 
 fn mpi_goes_on(name: &str, rounds: u32) {

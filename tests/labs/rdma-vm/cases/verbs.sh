@@ -16,8 +16,8 @@ else
     (sleep 2; : > /shared/listens) &
 fi
 begin "$RVM_NODE" "${words[@]}"
-# Until they have found each other: who is still connecting looks for the other end where that was.
-sleep 7
+# Until they have found each other: who is still connecting looks for the other end where that was. Node 0 says when.
+[ "$RVM_NODE" = 1 ] || sleep 7
 save first
 end_all
 rvm-barrier ended-first
