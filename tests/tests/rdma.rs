@@ -132,7 +132,7 @@ fn perftest_datagrams_over_librdmacm_go_on() {
 
 #[test]
 fn librdmacms_own_ping_goes_on() {
-    goes_on("rping", "rping -C COUNT -v", 2000, "ping data: rdma-ping-LAST: ", false);
+    goes_on("rping", "rping -C COUNT -v", 1500, "ping data: rdma-ping-LAST: ", false);
 }
 
 /// Two ends of a program of ours, which check what they get; saved after so many seconds.
@@ -186,7 +186,7 @@ fn many_connections_share_their_receives() {
 
 #[test]
 fn connections_of_librdmacm_come_and_go() {
-    both_go_on("verbs_manager", 700, 6);
+    both_go_on("verbs_manager", 500, 6);
 }
 
 #[test]

@@ -351,7 +351,7 @@ macro_rules! programs {
 
 programs! {
     atomics: "verbs_atomics" of 2, 30_000, 2_000;
-    writes: "verbs_writes" of 2, 20_000, 1_500;
+    writes: "verbs_writes" of 2, 15_000, 1_000;
     messages: "verbs_messages" of 2, 10_000, 1_000;
     events: "verbs_events" of 2, 2_000, 1_000;
     again: "verbs_again" of 2, 3_000, 600;
@@ -360,14 +360,14 @@ programs! {
     groups: "verbs_groups" of 2, 3_000, 800;
     xrc: "verbs_xrc" of 2, 8_000, 1_500;
     lists: "verbs_lists" of 2, 2_500, 1_000;
-    quiet: "verbs_quiet" of 2, 6_000, 1_000;
+    quiet: "verbs_quiet" of 2, 4_000, 700;
     asynchronous: "verbs_async" of 2, 200, 120;
     young: "verbs_young" of 2, 40, 40;
-    churn: "verbs_churn" of 2, 300, 150;
+    churn: "verbs_churn" of 2, 250, 100;
     counter: "verbs_counter" of 3, 25_000, 2_000;
-    gone: "verbs_gone" of 2, 3_500, 700;
-    once: "verbs_once" of 2, 1_200, 300;
-    pieces: "verbs_pieces" of 2, 10_000, 1_500;
+    gone: "verbs_gone" of 2, 2_500, 600;
+    once: "verbs_once" of 2, 800, 250;
+    pieces: "verbs_pieces" of 2, 8_000, 1_000;
     twins: "verbs_twins" of 2, 3_000, 700;
 }
 
