@@ -186,7 +186,7 @@ fn many_connections_share_their_receives() {
 
 #[test]
 fn connections_of_librdmacm_come_and_go() {
-    both_go_on("verbs_manager", 500, 6);
+    both_go_on("verbs_manager", 1000, 6);
 }
 
 #[test]
