@@ -2,7 +2,6 @@
 //! numbers of queue pairs, other keys, which collide with former ones. What the real library and kernel do is in `rdma.rs`. Runs *next door*.
 #![allow(clippy::tests_outside_test_module, reason = "an integration test is a test module")]
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
@@ -250,7 +249,7 @@ const LONGER: [u32; 4] = [1, 3, 9, 27];
 fn long_enough(
     (name, size, rounds, kind): (&str, usize, u32, Fabric),
     often: u32,
-    disturb: impl Fn(&Group) -> (u32, Vec<Running>),
+    mut disturb: impl FnMut(&Group) -> (u32, Vec<Running>),
 ) {
     for longer in LONGER {
         let Some(group) = Group::new(name, size, longer * rounds, kind) else { return };
@@ -265,12 +264,12 @@ fn long_enough(
 
 /// Checkpoints at random moments, after each of which it goes on.
 fn goes_on(name: &str, size: usize, rounds: u32) {
-    let random = RefCell::new(Random::seeded());
+    let mut random = Random::seeded();
     long_enough((name, size, rounds, Fabric::Late), 2, |group| {
         let mut ranks = group.begin();
         let mut taken = 0;
         while taken < 4 {
-            std::thread::sleep(Duration::from_millis(random.borrow_mut().below(400)));
+            std::thread::sleep(Duration::from_millis(random.below(400)));
             if !group.checkpoint(&mut ranks) {
                 break;
             }
@@ -283,8 +282,8 @@ fn goes_on(name: &str, size: usize, rounds: u32) {
 /// Killed at random moments, half of them within a checkpoint or shortly after it, and restarted elsewhere.
 fn killed(name: &str, size: usize, rounds: u32, kind: Fabric) {
     let (kills, rounds) = if full() { (20, 10 * rounds) } else { (2, rounds) };
-    let random = RefCell::new(Random::seeded());
-    long_enough((name, size, rounds, kind), kills, |group| survive(group, kills, &mut random.borrow_mut()));
+    let mut random = Random::seeded();
+    long_enough((name, size, rounds, kind), kills, |group| survive(group, kills, &mut random));
 }
 
 /// [`killed`] on each of these fabrics, without `STILLPOINT_TEST_FULL` on one by chance.
