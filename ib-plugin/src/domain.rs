@@ -304,7 +304,7 @@ pub(crate) fn posted(device: u32, number: u32) -> Option<usize> {
     let on = |srq: *mut ibv_srq| unsafe { device::number((*srq).context) };
     let (srq, _) = queues().find(|(srq, of)| of.number == number && on(*srq) == device)?;
     // SAFETY: as above.
-    let logs = log::queue(unsafe { Srq::of(srq) }.own.place)?;
+    let logs = unsafe { Srq::of(srq) }.own.logs;
     logs.receives.with(|r| r.as_ref().map(log::Receives::open))
 }
 

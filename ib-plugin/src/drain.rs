@@ -209,13 +209,11 @@ unsafe fn count(qp: *mut ibv_qp) -> Counts {
     // SAFETY: the caller's promise.
     unsafe {
         let own = &Qp::of(qp).own;
-        let Some(logs) = log::queue(own.place) else { return Counts::default() };
+        let logs = own.logs;
         let sends = logs.sends.with(|s| s.as_ref().map(|s| (s.open(), s.taken(), s.has_begun())));
         let (open, (done, takes), begun) = sends.unwrap_or_default();
-        let open_receives = |place: u32| {
-            let logs = log::queue(place);
-            logs.map_or(0, |l| l.receives.with(|r| r.as_ref().map_or(0, log::Receives::open)))
-        };
+        let open_receives =
+            |logs: &log::Queue| logs.receives.with(|r| r.as_ref().map_or(0, log::Receives::open));
         let srq = (*qp).srq;
         let extended = (*qp).qp_type == ibv_qp_type::IBV_QPT_XRC_RECV;
         // Of the queue that the other end has named, once it has; if it is none of ours, nobody can tell.
@@ -225,7 +223,7 @@ unsafe fn count(qp: *mut ibv_qp) -> Counts {
             logs.sends.with(|s| s.as_ref().map_or(0, log::Sends::names))
         };
         let named = || domain::posted(device::number((*qp).context), queue).unwrap_or(usize::MAX);
-        let own_posted = || open_receives(if srq.is_null() { own.place } else { Srq::of(srq).own.place });
+        let own_posted = || open_receives(if srq.is_null() { logs } else { Srq::of(srq).own.logs });
         let posted = if extended { named() } else { own_posted() };
         Counts {
             done,
@@ -245,8 +243,8 @@ unsafe fn count(qp: *mut ibv_qp) -> Counts {
 /// Bytes of the oldest request.
 unsafe fn length(qp: *mut ibv_qp) -> u64 {
     // SAFETY: the caller's promise.
-    let logs = log::queue(unsafe { Qp::of(qp) }.own.place);
-    logs.map_or(0, |l| l.sends.with(|s| s.as_ref().map_or(0, log::Sends::length)))
+    let logs = unsafe { Qp::of(qp) }.own.logs;
+    logs.sends.with(|s| s.as_ref().map_or(0, log::Sends::length))
 }
 
 /// Queue pairs that have, or have had, another end.
@@ -363,9 +361,8 @@ impl State {
         // SAFETY: the caller's promise.
         unsafe {
             let (number, own) = ((*qp).qp_num, count(qp));
-            let oldest = log::queue(Qp::of(qp).own.place)
-                .and_then(|l| l.sends.with(|s| s.as_ref().map(log::Sends::oldest)))
-                .unwrap_or("a request");
+            let oldest = Qp::of(qp).own.logs.sends.with(|s| s.as_ref().map(log::Sends::oldest));
+            let oldest = oldest.unwrap_or("a request");
             let lost = self.ends.get(&qp.expose_provenance()).and_then(|end| end.lost);
             if lost == Some(Lost::Stranger) {
                 format!("queue pair {number:#x}: its other end is no queue pair of this job")

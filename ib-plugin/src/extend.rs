@@ -164,8 +164,8 @@ unsafe fn complete(qp: *mut ibv_qp_ex) -> c_int {
     unsafe {
         let (list, n, failed) = batch(qp, |b| (b.list(), b.requests.len(), b.failed));
         // All of them, or none (ibv_wr_post(3)).
-        let logs = log::queue(Qp::of(qp.cast::<ibv_qp>()).own.place);
-        let room = logs.map_or(0, |l| l.sends.with(|s| s.as_ref().map_or(0, log::Sends::room)));
+        let logs = Qp::of(qp.cast::<ibv_qp>()).own.logs;
+        let room = logs.sends.with(|s| s.as_ref().map_or(0, log::Sends::room));
         let cap = &Qp::of(qp.cast::<ibv_qp>()).own.cap;
         let fits = batch(qp, |b| b.fits(cap));
         let lost = |b: &mut Batch| {

@@ -28,9 +28,11 @@ use crate::extend::{Batch, Poll};
 use crate::group::Groups;
 use crate::keys::Remote;
 use crate::lock::Lock;
+use crate::log::Queue;
 use crate::lone::Silent;
 use crate::notice::Notice;
 use crate::patience::Finite;
+use crate::post::Posts;
 use crate::window::Window;
 
 /// An object: what is public of it, the real one, and what is ours alone.
@@ -117,9 +119,10 @@ pub(crate) struct Region {
     pub(crate) iova: Option<u64>,
 }
 
-/// A shared receive queue: place of its log ([`crate::log::queue`]), and its sizes.
+/// A shared receive queue: its log and the place of that ([`crate::log::queue`]), and its sizes.
 pub(crate) struct Shared {
     pub(crate) place: u32,
+    pub(crate) logs: &'static Queue,
     pub(crate) limits: Lock<Limits>,
     /// Of a domain of extended connections.
     pub(crate) extended: Option<Extended>,
@@ -131,8 +134,11 @@ pub(crate) struct Limits(pub(crate) ibv_srq_attr);
 
 /// A queue pair.
 pub(crate) struct Pair {
-    /// Place of its logs.
+    /// Its logs, and their place.
+    pub(crate) logs: &'static Queue,
     pub(crate) place: u32,
+    /// What the real context has for posting in this start ([`crate::post::Posts`]): three loads less on the way of a message.
+    pub(crate) post: Posts,
     /// In which start it was made ([`crate::known::starts`]).
     pub(crate) start: u32,
     pub(crate) cap: ibv_qp_cap,
@@ -308,11 +314,17 @@ impl<P, X> Object<P, X> {
 /// # Safety
 /// As for [`Object::of`].
 pub(crate) unsafe fn real<P: Public>(public: *mut P) -> u64 {
-    if public.is_null() {
-        return 0;
-    }
+    // SAFETY: the caller's promise.
+    if public.is_null() { 0 } else { unsafe { real_one(public) as u64 } }
+}
+
+/// The same of one that is there.
+///
+/// # Safety
+/// As for [`Object::of`].
+pub(crate) unsafe fn real_one<P: Public>(public: *mut P) -> usize {
     // SAFETY: the caller's promise; what is ours alone lies behind the two.
-    (unsafe { &*public.cast::<Object<P::Whole>>() }).real.load(Relaxed) as u64
+    (unsafe { &*public.cast::<Object<P::Whole>>() }).real.load(Relaxed)
 }
 
 impl Context {

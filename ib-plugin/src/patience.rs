@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use rdma_sys::{ibv_comp_channel, ibv_cq, ibv_qp, ibv_qp_state};
 use stillpoint_sys::raw::monotonic_ns;
 
-use crate::log::{self, Queue, Sends};
+use crate::log::{Queue, Sends};
 use crate::objects::{Cq, Qp};
 use crate::{queue, world};
 
@@ -108,7 +108,7 @@ pub(crate) unsafe fn look(cq: *mut ibv_cq) {
             all.next = now + OFTEN;
             for at in &all.pairs {
                 let qp = std::ptr::with_exposed_provenance_mut::<ibv_qp>(*at);
-                let Some(logs) = log::queue(Qp::of(qp).own.place) else { continue };
+                let logs = Qp::of(qp).own.logs;
                 if (*qp).state != ibv_qp_state::IBV_QPS_ERR && has_waited(logs, now, RUN.load(Relaxed)) {
                     logs.gave_up.store(true, Relaxed);
                     queue::break_off(qp);

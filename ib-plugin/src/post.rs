@@ -4,7 +4,8 @@
 //! is to be translated, a copy goes down. The bad one that the real library names is then found by its place in the list.
 
 use std::ffi::c_int;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use rdma_sys::{ibv_context_ops, ibv_cq, ibv_qp, ibv_qp_type, ibv_recv_wr, ibv_send_wr, ibv_srq, ibv_wc};
 
@@ -13,7 +14,7 @@ use stillpoint_loader::switch::Front;
 use crate::keys::Remote;
 use crate::log::{self, Queue};
 use crate::notice::Wants;
-use crate::objects::{Came, Channel, Cq, Qp, Srq, real, real_context};
+use crate::objects::{Came, Channel, Cq, Qp, Srq, real_context, real_one};
 use crate::{domain, handle, keys, patience, window};
 
 /// What verbs.h calls by the context's table.
@@ -28,7 +29,7 @@ pub(crate) fn table(ops: &mut ibv_context_ops) {
 /// The real object, and the table of its context; read where the thread cannot be stopped.
 macro_rules! there {
     ($of:expr, $context:expr, $name:ident) => {{
-        let at = std::ptr::with_exposed_provenance_mut(real($of) as usize);
+        let at = std::ptr::with_exposed_provenance_mut(real_one($of));
         let context =
             std::ptr::with_exposed_provenance::<rdma_sys::ibv_context>(real_context($context) as usize);
         ((*context).ops.$name, at)
@@ -172,11 +173,10 @@ pub(crate) unsafe fn arm(cq: *mut ibv_cq, wants: Wants) -> c_int {
 
 /// Posts the receives of a log again, each by `post`.
 pub(crate) fn receive_again(
-    place: &u32,
+    logs: &Queue,
     post: impl Fn(&Front, &mut ibv_recv_wr) -> c_int,
 ) -> Result<(), std::io::Error> {
     let front = Front::enter();
-    let Some(logs) = log::queue(*place) else { return Ok(()) };
     let r = logs.receives.with(|r| r.as_mut().map_or(0, |r| r.again(|wr| post(&front, wr))));
     if r == 0 { Ok(()) } else { Err(std::io::Error::from_raw_os_error(r)) }
 }
@@ -275,7 +275,7 @@ pub(crate) unsafe fn send_again(qp: *mut ibv_qp) -> Result<(), std::io::Error> {
     // SAFETY: the caller's promise.
     let r = unsafe {
         let (Some(f), at) = there!(qp, (*qp).context, post_send) else { return Ok(()) };
-        let Some(logs) = log::queue(Qp::of(qp).own.place) else { return Ok(()) };
+        let logs = Qp::of(qp).own.logs;
         let post = |wr: *mut ibv_send_wr| {
             if window::is_first(&*wr) {
                 return window::post_first(&front, qp, &*wr);
@@ -331,12 +331,11 @@ unsafe extern "C" fn req_notify_cq(cq: *mut ibv_cq, solicited_only: c_int) -> c_
 /// Posts a list of receive requests, one by one.
 unsafe fn receive(
     front: &Front,
-    logs: Option<&Queue>,
+    logs: &Queue,
     mut wr: *mut ibv_recv_wr,
     bad: *mut *mut ibv_recv_wr,
     mut post: impl FnMut(&mut ibv_recv_wr) -> c_int,
 ) -> c_int {
-    let Some(logs) = logs else { return libc::EINVAL };
     logs.receives.within(front, |log| {
         let Some(log) = log else { return libc::EINVAL };
         while !wr.is_null() {
@@ -359,7 +358,7 @@ unsafe extern "C" fn post_recv(qp: *mut ibv_qp, wr: *mut ibv_recv_wr, bad: *mut 
     // SAFETY: as above.
     unsafe {
         let (Some(f), at) = there!(qp, (*qp).context, post_recv) else { return libc::EOPNOTSUPP };
-        receive(&front, log::queue(Qp::of(qp).own.place), wr, bad, |copy| {
+        receive(&front, Qp::of(qp).own.logs, wr, bad, |copy| {
             let mut none = std::ptr::null_mut();
             let _down = front.down();
             f(at, copy, &raw mut none)
@@ -376,7 +375,7 @@ unsafe extern "C" fn post_srq_recv(
     // SAFETY: as above.
     unsafe {
         let (Some(f), at) = there!(srq, (*srq).context, post_srq_recv) else { return libc::EOPNOTSUPP };
-        receive(&front, log::queue(Srq::of(srq).own.place), wr, bad, |copy| {
+        receive(&front, Srq::of(srq).own.logs, wr, bad, |copy| {
             let mut none = std::ptr::null_mut();
             let _down = front.down();
             f(at, copy, &raw mut none)
@@ -393,18 +392,18 @@ pub(crate) unsafe extern "C" fn post_send(
     let front = Front::enter();
     // SAFETY: as above.
     unsafe {
-        let (Some(f), at) = there!(qp, (*qp).context, post_send) else { return libc::EOPNOTSUPP };
-        let Some(logs) = log::queue(Qp::of(qp).own.place) else { return libc::EINVAL };
-        logs.sends.within(&front, |log| {
+        let Some(f) = Qp::of(qp).own.post.function() else { return libc::EOPNOTSUPP };
+        let at = std::ptr::with_exposed_provenance_mut(real_one(qp));
+        Qp::of(qp).own.logs.sends.within(&front, |log| {
             let Some(log) = log else { return libc::EINVAL };
-            if let Some((copy, number)) = log.copy_one(wr) {
-                let mut there = std::ptr::null_mut();
+            if let Some(copy) = log.copy_one(wr) {
+                // Into the application's word, where something else belongs then.
                 let e = {
                     let _down = front.down();
-                    f(at, copy, &raw mut there)
+                    f(at, copy, bad)
                 };
                 if e != 0 {
-                    log.take_back(number);
+                    log.take_back_last();
                     *bad = wr;
                 }
                 return e;
@@ -414,9 +413,33 @@ pub(crate) unsafe extern "C" fn post_send(
     }
 }
 
-/// What a real context has for posting, and the real queue.
-type Post =
-    (unsafe extern "C" fn(*mut ibv_qp, *mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int, *mut ibv_qp);
+/// What a real context has for posting.
+type PostSend = unsafe extern "C" fn(*mut ibv_qp, *mut ibv_send_wr, *mut *mut ibv_send_wr) -> c_int;
+/// The same, and the real queue pair.
+type Post = (PostSend, *mut ibv_qp);
+
+/// The function of a real queue pair's context; another one in each start.
+#[derive(Default)]
+pub(crate) struct Posts(AtomicUsize);
+
+impl Posts {
+    /// This is the real queue pair now.
+    ///
+    /// # Safety
+    /// It is one.
+    pub(crate) unsafe fn renew(&self, real: &ibv_qp) {
+        // SAFETY: the caller's promise.
+        let f = unsafe { (*real.context).ops.post_send };
+        self.0.store(f.map_or(0, |f| f as usize), Release);
+    }
+
+    /// To be asked where the thread cannot be stopped.
+    #[inline(always)]
+    fn function(&self) -> Option<PostSend> {
+        // SAFETY: 0, or what `renew` has stored.
+        unsafe { std::mem::transmute(self.0.load(Relaxed)) }
+    }
+}
 
 /// Posts a list of requests of whatever kind.
 ///

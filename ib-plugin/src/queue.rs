@@ -16,6 +16,7 @@ use crate::lock::Lock;
 use crate::log::{self, Receives, Sends};
 use crate::objects::{Context, Given, Limits, Object, Pair, Public, Qp, Shared, Srq, Told, real};
 use crate::pass::word;
+use crate::post::Posts;
 use crate::requests::MOST_SHARED;
 use crate::{address, cq, device, domain, event, extend, handle, keys, known, patience, post, window, world};
 
@@ -154,6 +155,7 @@ pub(crate) unsafe fn create_srq(
         let Some((place, logs)) = log::enter() else { return fail(libc::ENOMEM) };
         let shared = Shared {
             place,
+            logs,
             limits: Lock::new(Limits(*limits)),
             extended: None,
             asynchronous: Given::default(),
@@ -196,9 +198,7 @@ unsafe extern "C" fn ibv_modify_srq(srq: *mut ibv_srq, attr: *mut ibv_srq_attr, 
                 }
                 if mask & SRQ_MAX_WR != 0 {
                     l.max_wr = l.max_wr.max((*attr).max_wr);
-                    if let Some(logs) = log::queue(own.place) {
-                        logs.receives.with(|r| r.as_mut().map(|r| r.grow(l.max_wr)));
-                    }
+                    own.logs.receives.with(|r| r.as_mut().map(|r| r.grow(l.max_wr)));
                 }
             });
         }
@@ -275,7 +275,9 @@ pub(crate) unsafe fn create_qp(
         let Some((place, logs)) = log::enter() else { return fail(libc::ENOMEM) };
         let told = Lock::new(Told { attr: std::mem::zeroed(), mask: 0 });
         let pair = Pair {
+            logs,
             place,
+            post: Posts::default(),
             start: known::starts(),
             cap: (*attr).cap,
             xrcd: xrcd.expose_provenance(),
@@ -316,6 +318,7 @@ pub(crate) unsafe fn create_qp(
         }
         let q = &*std::ptr::with_exposed_provenance::<ibv_qp>(there(real(own)));
         ((*own).handle, (*own).qp_num, (*own).state) = (q.handle, q.qp_num, q.state);
+        Qp::of(own).own.post.renew(q);
         logs.qp_num.store(q.qp_num, Relaxed);
         let device = device::number(context);
         logs.device.store(device, Relaxed);
@@ -373,13 +376,13 @@ unsafe extern "C" fn ibv_modify_qp(qp: *mut ibv_qp, attr: *mut ibv_qp_attr, mask
             if mask as u32 & mask::RNR_RETRY != 0 || anew {
                 patience::set(qp, !anew && (*attr).rnr_retry < patience::FOR_EVER);
             }
-            let logs = log::queue(Qp::of(qp).own.place);
-            if let Some(logs) = logs.filter(|_| anew) {
+            let logs = Qp::of(qp).own.logs;
+            if anew {
                 Qp::of(qp).own.unwanted.store(0, Relaxed);
                 post::settle(qp);
                 logs.reset();
                 post::purge(qp);
-            } else if let Some(logs) = logs.filter(|_| mask as u32 & mask::STATE != 0) {
+            } else if mask as u32 & mask::STATE != 0 {
                 // Also from SQE.
                 if (*attr).qp_state == ibv_qp_state::IBV_QPS_RTS {
                     logs.broken.store(false, Relaxed);
@@ -423,7 +426,7 @@ unsafe extern "C" fn ibv_query_qp(
 pub(crate) unsafe fn see_state(qp: *mut ibv_qp) {
     // SAFETY: the caller's promise; numbers and null pointers.
     unsafe {
-        if is_connected(qp) || log::queue(Qp::of(qp).own.place).is_some_and(|l| l.broken.load(Relaxed)) {
+        if is_connected(qp) || Qp::of(qp).own.logs.broken.load(Relaxed) {
             let mut attr: ibv_qp_attr = std::mem::zeroed();
             let mut init: ibv_qp_init_attr = std::mem::zeroed();
             let args = [real(qp), word(&raw mut attr), u64::from(mask::STATE), word(&raw mut init)];

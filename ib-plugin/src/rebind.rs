@@ -44,7 +44,7 @@ unsafe fn can_bind(qp: *mut ibv_qp, pd: *mut ibv_pd) -> bool {
         q.pd == pd
             && matches!(q.qp_type, ibv_qp_type::IBV_QPT_RC | ibv_qp_type::IBV_QPT_UC)
             && matches!(q.state, ibv_qp_state::IBV_QPS_RTS | ibv_qp_state::IBV_QPS_SQD)
-            && log::queue(Qp::of(qp).own.place).is_some_and(|l| !l.broken.load(Relaxed))
+            && !Qp::of(qp).own.logs.broken.load(Relaxed)
             && !crate::cm::event::is_over(qp)
     }
 }

@@ -167,7 +167,7 @@ unsafe fn make() -> Result<(), String> {
         }
         // Those that share a queue need no other end for it.
         for srq in each::<ibv_srq>(Kind::Srq) {
-            post::receive_again(&Srq::of(srq).own.place, |f, r| post::shared(srq, f, r))
+            post::receive_again(Srq::of(srq).own.logs, |f, r| post::shared(srq, f, r))
                 .map_err(|e| format!("a shared receive: {e}"))?;
             // Not before: it would be reached at once.
             let mut limits = Srq::of(srq).own.limits.with(|Limits(l)| std::ptr::read(l));
@@ -192,7 +192,7 @@ unsafe fn make_pair(qp: *mut ibv_qp) -> Result<(), String> {
             srq: there(real(q.srq)).cast(),
             cap: own.own.cap,
             qp_type: q.qp_type,
-            sq_sig_all: c_int::from(log::queue(own.own.place).is_some_and(log::Queue::signals_all)),
+            sq_sig_all: c_int::from(own.own.logs.signals_all()),
         };
         let what = format!("queue pair {:#x}", q.qp_num);
         own.own.asynchronous.forget();
@@ -204,8 +204,9 @@ unsafe fn make_pair(qp: *mut ibv_qp) -> Result<(), String> {
         };
         let at = made(at, &what)?;
         own.renew(at);
-        let number = (*std::ptr::with_exposed_provenance::<ibv_qp>(at)).qp_num;
-        log::number(device::number(q.context), number, own.own.place);
+        let there = &*std::ptr::with_exposed_provenance::<ibv_qp>(at);
+        own.own.post.renew(there);
+        log::number(device::number(q.context), there.qp_num, own.own.place);
         own.own.told.with(|told| {
             if q.state == ibv_qp_state::IBV_QPS_RESET {
                 return Ok(());
@@ -255,7 +256,7 @@ unsafe fn is_young(qp: *mut ibv_qp) -> bool {
 unsafe fn has_failed(qp: *mut ibv_qp) -> bool {
     // SAFETY: the caller's promise.
     unsafe {
-        let broken = log::queue(Qp::of(qp).own.place).is_some_and(|l| l.broken.load(Relaxed));
+        let broken = Qp::of(qp).own.logs.broken.load(Relaxed);
         // Of unreliable ones a send that fails leaves the rest alone (SQE, in which nobody can put them).
         let reliable = !matches!((*qp).qp_type, ibv_qp_type::IBV_QPT_UD | ibv_qp_type::IBV_QPT_UC);
         (*qp).state == ibv_qp_state::IBV_QPS_ERR || broken && reliable
@@ -408,7 +409,7 @@ unsafe fn connect(heard: &Heard, out: &mut Out) -> Result<(), String> {
         }
         for qp in each::<ibv_qp>(Kind::Qp).filter(|qp| (**qp).state != ibv_qp_state::IBV_QPS_RESET) {
             if (*qp).srq.is_null() {
-                post::receive_again(&Qp::of(qp).own.place, |f, r| post::own(qp, f, r))
+                post::receive_again(Qp::of(qp).own.logs, |f, r| post::own(qp, f, r))
                     .map_err(|e| format!("queue pair {:#x}: a receive: {e}", (*qp).qp_num))?;
             }
         }
@@ -499,7 +500,7 @@ unsafe fn go(heard: &Heard) -> Result<(), String> {
                     own.own.remote.with(|r| *r = keys::of(&owners));
                 }
                 let receives_only = (*qp).state == ibv_qp_state::IBV_QPS_RTR;
-                let received = log::queue(own.own.place).is_some_and(|l| l.received.load(Relaxed) != 0);
+                let received = own.own.logs.received.load(Relaxed) != 0;
                 if !receives_only || received {
                     own.own.unwanted.store(event::ESTABLISHED, Relaxed);
                 }

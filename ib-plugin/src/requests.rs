@@ -7,6 +7,9 @@
 //! What a reader would get wrong: data that is sent inline is the application's again as soon as it was posted, so it is copied as
 //! well; other data is the queue's until the completion.
 
+use std::mem::offset_of;
+use std::slice;
+
 use rdma_sys::{
     ibv_qp_cap, ibv_qp_type, ibv_recv_wr, ibv_send_wr, ibv_sge, ibv_wc, ibv_wc_status, ibv_wr_opcode,
 };
@@ -22,10 +25,11 @@ const INLINE: u32 = 8;
 pub(crate) struct Sent {
     /// The application's.
     id: u64,
-    wants: bool,
+    /// Its flags, with IBV_SEND_SIGNALED where the queue pair tells of all.
+    flags: u32,
     /// As the application has it, with its keys and handles; but for `sg_list`, `wr_id` and `next`, which are ours.
     own: ibv_send_wr,
-    sges: Box<[ibv_sge]>,
+    sges: Elements,
     inline: Box<[u8]>,
     /// For the device.
     wr: ibv_send_wr,
@@ -35,13 +39,48 @@ pub(crate) struct Sent {
 // SAFETY: pointers of the application's, which are its to use from any thread.
 unsafe impl Send for Sent {}
 
+/// Room for elements; a single one lies by the request itself, where no address has to be read before.
+struct Elements {
+    one: ibv_sge,
+    more: Box<[ibv_sge]>,
+}
+
+impl Elements {
+    fn new(most: u32) -> Elements {
+        Elements { one: NO_SGE, more: vec![NO_SGE; most as usize].into() }
+    }
+
+    fn most(&self) -> usize {
+        self.more.len()
+    }
+
+    /// Those of a request of so many.
+    fn of(&self, n: usize) -> &[ibv_sge] {
+        let all = if n > 1 { &*self.more } else { slice::from_ref(&self.one) };
+        all.get(..n).unwrap_or_default()
+    }
+
+    fn of_mut(&mut self, n: usize) -> &mut [ibv_sge] {
+        let all = if n > 1 { &mut *self.more } else { slice::from_mut(&mut self.one) };
+        all.get_mut(..n).unwrap_or_default()
+    }
+}
+
 const NO_SGE: ibv_sge = ibv_sge { addr: 0, length: 0, lkey: 0 };
+
+/// What a request is that binds no window: all before what a bind has.
+type Plain = [u64; offset_of!(ibv_send_wr, bind_mw_tso_union) / size_of::<u64>()];
 
 /// The log of a send queue.
 pub(crate) struct Sends {
     queue: u32,
-    all_signaled: bool,
+    /// Of a request of number 0.
+    token: u64,
+    /// IBV_SEND_SIGNALED if it tells of all requests, else 0.
+    all: u32,
     datagram: bool,
+    /// There are requests that [`Sends::copy_one`] takes.
+    plain: bool,
     extended: bool,
     /// As many as the device takes; the ring may have some more places.
     most: usize,
@@ -64,10 +103,10 @@ impl Sends {
         let (sges, inline) = (cap.max_send_sge, cap.max_inline_data);
         let slot = || Sent {
             id: 0,
-            wants: false,
+            flags: 0,
             // SAFETY: numbers and null pointers.
             own: unsafe { std::mem::zeroed() },
-            sges: vec![NO_SGE; sges as usize].into(),
+            sges: Elements::new(sges),
             inline: vec![0; inline as usize].into(),
             // SAFETY: as above.
             wr: unsafe { std::mem::zeroed() },
@@ -75,8 +114,10 @@ impl Sends {
         };
         Sends {
             queue,
-            all_signaled,
+            token: Token { kind: Kind::Send, queue, number: 0 }.pack(),
+            all: if all_signaled { SIGNALED } else { 0 },
             datagram: of == ibv_qp_type::IBV_QPT_UD,
+            plain: of != ibv_qp_type::IBV_QPT_UD && sges != 0,
             extended: of == ibv_qp_type::IBV_QPT_XRC_SEND,
             most: cap.max_send_wr as usize,
             ring: Ring::new(cap.max_send_wr as usize, first, slot),
@@ -86,42 +127,37 @@ impl Sends {
     }
 
     pub(crate) fn signals_all(&self) -> bool {
-        self.all_signaled
+        self.all != 0
     }
 
-    /// The most common one by itself, with the least that is to be done: one request, one element or none, nothing inline, nothing to be
+    /// The most common one by itself, with the least that is to be done: one request, one element, nothing inline, nothing to be
     /// translated. `None`: it is another one, or there is no room ([`Sends::copy`]).
     ///
     /// # Safety
     /// As for [`Sends::copy`].
     #[inline(always)]
-    pub(crate) unsafe fn copy_one(&mut self, wr: *const ibv_send_wr) -> Option<(*mut ibv_send_wr, u64)> {
+    pub(crate) unsafe fn copy_one(&mut self, wr: *const ibv_send_wr) -> Option<*mut ibv_send_wr> {
         // SAFETY: the caller's promise.
         let from = unsafe { wr.as_ref() }?;
         let is_plain = from.next.is_null()
-            && from.num_sge.cast_unsigned() <= 1
+            && from.num_sge == 1
             && from.send_flags & INLINE == 0
             && from.opcode != ibv_wr_opcode::IBV_WR_BIND_MW;
-        if !is_plain || self.datagram || keys::changed() {
+        if !is_plain || !self.plain || keys::changed() {
             return None;
         }
-        let (queue, all) = (self.queue, self.all_signaled);
+        let (token, all) = (self.token, self.all);
         let (number, slot) = self.ring.push()?;
-        // A queue takes one element at least, or there is none.
-        let Some(to) = slot.sges.first_mut().filter(|_| from.num_sge != 0) else {
-            self.ring.take_back(number);
-            return None;
-        };
         // SAFETY: as above.
         unsafe {
-            *to = from.sg_list.read();
-            slot.own = std::ptr::read(wr);
+            slot.sges.one = from.sg_list.read();
+            wr.cast::<Plain>().copy_to_nonoverlapping((&raw mut slot.own).cast(), 1);
         }
-        slot.own.sg_list = to;
-        slot.own.wr_id = Token { kind: Kind::Send, queue, number }.pack();
+        slot.own.sg_list = &raw mut slot.sges.one;
+        slot.own.wr_id = Token::numbered(token, number);
         slot.own.send_flags = from.send_flags | SIGNALED;
-        (slot.id, slot.wants) = (from.wr_id, all || from.send_flags & SIGNALED != 0);
-        Some((&raw mut slot.own, number))
+        (slot.id, slot.flags) = (from.wr_id, from.send_flags | all);
+        Some(&raw mut slot.own)
     }
 
     /// Copies a list of requests, each behind the one before, and returns the first copy, with its number. `translate` puts real
@@ -141,20 +177,20 @@ impl Sends {
             // SAFETY: the caller's promise.
             let from = unsafe { &*wr };
             let n = usize::try_from(from.num_sge).unwrap_or(usize::MAX);
-            let (queue, all, datagram) = (self.queue, self.all_signaled, self.datagram);
+            let (token, all, datagram) = (self.token, self.all, self.datagram);
             let Some((number, slot)) = self.ring.push() else {
                 result = Err(libc::ENOMEM);
                 break;
             };
             // SAFETY: as many as it says, if the queue takes so many.
-            let copied = n <= slot.sges.len() && unsafe { slot.fill(from, n) };
+            let copied = n <= slot.sges.most() && unsafe { slot.fill(from, n) };
             if !copied {
                 self.ring.take_back(number);
                 result = Err(libc::EINVAL);
                 break;
             }
-            slot.wants = all || from.send_flags & SIGNALED != 0;
-            slot.own.wr_id = Token { kind: Kind::Send, queue, number }.pack();
+            slot.flags = from.send_flags | all;
+            slot.own.wr_id = Token::numbered(token, number);
             slot.own.send_flags = from.send_flags | SIGNALED;
             let this = match slot.for_device(datagram, from.opcode, &mut translate) {
                 Ok(this) => this,
@@ -178,10 +214,10 @@ impl Sends {
 
     /// Logs a request without elements that is posted otherwise, and makes it signaled and ours. `Err`: the number of an error.
     pub(crate) fn note(&mut self, wr: &mut ibv_send_wr) -> Result<u64, i32> {
-        let (queue, all) = (self.queue, self.all_signaled);
+        let (token, all) = (self.token, self.all);
         let (number, slot) = self.ring.push().ok_or(libc::ENOMEM)?;
-        (slot.id, slot.wants) = (wr.wr_id, all || wr.send_flags & SIGNALED != 0);
-        wr.wr_id = Token { kind: Kind::Send, queue, number }.pack();
+        (slot.id, slot.flags) = (wr.wr_id, wr.send_flags | all);
+        wr.wr_id = Token::numbered(token, number);
         wr.send_flags |= SIGNALED;
         // SAFETY: plain numbers and pointers.
         slot.own = unsafe { std::ptr::read(wr) };
@@ -209,6 +245,13 @@ impl Sends {
     /// This one and those behind it were not posted.
     pub(crate) fn take_back(&mut self, number: u64) {
         self.ring.take_back(number);
+    }
+
+    /// The last one was not posted.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn take_back_last(&mut self) {
+        self.ring.take_back(self.ring.next() - 1);
     }
 
     /// For how many more the device has room.
@@ -298,7 +341,7 @@ impl Sends {
         } else if well {
             window::done(&slot.own, self.queue);
         }
-        Some(slot.wants || !well)
+        Some(slot.flags & SIGNALED != 0 || !well)
     }
 }
 
@@ -318,7 +361,7 @@ impl Sent {
     /// Bytes.
     fn length(&self) -> u64 {
         let n = usize::try_from(self.own.num_sge).unwrap_or(0);
-        self.sges.iter().take(n).map(|s| u64::from(s.length)).sum()
+        self.sges.of(n).iter().map(|s| u64::from(s.length)).sum()
     }
 
     /// False: more inline than the queue takes.
@@ -335,19 +378,15 @@ impl Sent {
                 window::thinks(&mut self.own);
             }
             let list = from.sg_list;
-            self.own.sg_list = self.sges.as_mut_ptr();
+            self.own.sg_list = self.sges.of_mut(n).as_mut_ptr();
             if from.send_flags & INLINE == 0 {
-                if let (1, Some(to)) = (n, self.sges.first_mut()) {
-                    *to = list.read();
-                    return true;
-                }
-                for (to, k) in self.sges.iter_mut().zip(0..n) {
+                for (to, k) in self.sges.of_mut(n).iter_mut().zip(0..n) {
                     *to = list.add(k).read();
                 }
                 return true;
             }
             let mut used = 0;
-            for (to, k) in self.sges.iter_mut().zip(0..n) {
+            for (to, k) in self.sges.of_mut(n).iter_mut().zip(0..n) {
                 let from = list.add(k).read();
                 let len = from.length as usize;
                 let Some(room) = self.inline.get_mut(used..used + len) else { return false };
@@ -375,8 +414,10 @@ impl Sent {
         // SAFETY: plain numbers and pointers.
         self.wr = unsafe { std::ptr::read(&raw const self.own) };
         if self.own.send_flags & INLINE == 0 {
-            self.there.copy_from_slice(&self.sges);
-            keys::translate(Token::of(self.own.wr_id).queue, &mut self.there);
+            let n = usize::try_from(self.own.num_sge).unwrap_or(0);
+            let there = self.there.get_mut(..n).unwrap_or_default();
+            there.copy_from_slice(self.sges.of(n));
+            keys::translate(Token::of(self.own.wr_id).queue, there);
             self.wr.sg_list = self.there.as_mut_ptr();
         }
         match translate(&mut self.wr) {

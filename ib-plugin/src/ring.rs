@@ -133,6 +133,11 @@ impl Token {
         kind << (NUMBER_BITS + QUEUE_BITS) | queue << NUMBER_BITS | self.number & ((1 << NUMBER_BITS) - 1)
     }
 
+    /// The token of another number, from that of 0.
+    pub(crate) fn numbered(none: u64, number: u64) -> u64 {
+        none | number & ((1 << NUMBER_BITS) - 1)
+    }
+
     pub(crate) fn of(packed: u64) -> Token {
         let kind = match packed >> (NUMBER_BITS + QUEUE_BITS) {
             0 => Kind::Send,
@@ -199,6 +204,7 @@ mod tests {
             for (queue, number) in [(0, 0), (1, 5), ((1 << 24) - 1, (1 << 38) - 1)] {
                 let token = Token { kind, queue, number };
                 assert_eq!(Token::of(token.pack()), token);
+                assert_eq!(Token::numbered(Token { number: 0, ..token }.pack(), number), token.pack());
             }
         }
     }

@@ -17,7 +17,6 @@ use stillpoint_loader::switch::Front;
 use crate::below::{by_pointer, errno, fail, inside};
 use crate::bound::{Bound, State};
 use crate::lock::Lock;
-use crate::log;
 use crate::memory::there;
 use crate::objects::{Mw, Object, Qp, real, real_context};
 use crate::world::{self, Kind};
@@ -160,8 +159,7 @@ unsafe extern "C" fn bind_mw(qp: *mut ibv_qp, mw: *mut ibv_mw, bind: *mut ibv_mw
     let front = Front::enter();
     // SAFETY: objects of ours, and the application's request.
     unsafe {
-        let Some(logs) = log::queue(Qp::of(qp).own.place) else { return libc::EINVAL };
-        logs.sends.with(|log| {
+        Qp::of(qp).own.logs.sends.with(|log| {
             let Some(log) = log else { return libc::EINVAL };
             let mut wr = request(&*bind, mw);
             let number = match log.note(&mut wr) {
