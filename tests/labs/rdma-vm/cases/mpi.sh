@@ -10,19 +10,19 @@ launcher="mpirun --bind-to none --mca pml ucx --mca btl ^openib --oversubscribe 
 launcher+=" --mca oob_tcp_if_include eth0 -x UCX_TLS -x UCX_NET_DEVICES -x UCX_IB_GID_INDEX -x UCX_UD_VERBS_ETH_DGID_CHECK"
 for life in first second; do
     if [ $life = first ]; then
-        stillpoint run -n 2 --launcher "$launcher" -- "$PROGRAM" "$ROUNDS" 1 > /tmp/rank.out 2> /tmp/rank.err &
+        stillpoint run -n 2 --launcher "$launcher" -- "$PROGRAM" "$ROUNDS" 1 > /run/case/rank.out 2> /run/case/rank.err &
     else
-        stillpoint restart "$job" > /tmp/rank.out 2> /tmp/rank.err &
+        stillpoint restart "$job" > /run/case/rank.out 2> /run/case/rank.err &
     fi
     run=$! end=$((SECONDS + 240))
     job=$(ls "$store" 2> /dev/null | head -n 1)
-    until [ -n "$job" ] && stillpoint checkpoint "$job" > /tmp/asked 2>&1; do
+    until [ -n "$job" ] && stillpoint checkpoint "$job" > /run/case/asked 2>&1; do
         kill -0 $run 2> /dev/null || { wait $run; fail "the job has ended with $?"; }
-        [ $SECONDS -lt $end ] || { cat /tmp/asked /tmp/rank.err >&2; fail "no checkpoint"; }
+        [ $SECONDS -lt $end ] || { cat /run/case/asked /run/case/rank.err >&2; fail "no checkpoint"; }
         sleep 1
         job=$(ls "$store" 2> /dev/null | head -n 1)
     done
-    say "checkpoint $(cat /tmp/asked)"
+    say "checkpoint $(cat /run/case/asked)"
     [ $life = first ] || break
     kill -KILL $run; wait $run 2> /dev/null
     ends="rvm-kill stillpoint orterun orted stillpoint-rank stillpoint-agent"
@@ -32,6 +32,6 @@ for life in first second; do
     rvm-device 11 5 || fail "no other device"
 done
 rc=0; wait $run || rc=$?
-cat /tmp/rank.out; cat /tmp/rank.err >&2
+cat /run/case/rank.out; cat /run/case/rank.err >&2
 rvm-rsh -stop
 exit $rc
