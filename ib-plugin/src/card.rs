@@ -36,6 +36,21 @@ pub(crate) fn look(device: *mut ibv_device) -> Option<Vec<Port>> {
     Some(now)
 }
 
+/// Others may have this host's addresses by other means than ours, and ask for a connection there: the ports of devices that the
+/// application has not opened have names, too.
+pub(crate) fn name_all() {
+    find();
+    for device in all() {
+        // SAFETY: a device of ours.
+        let card = unsafe { &Device::of(device).own };
+        if card.ports.with(|p| p.is_none())
+            && let Some(now) = look(device)
+        {
+            card.names(&now);
+        }
+    }
+}
+
 /// What the ports of a real context are called now.
 pub(crate) fn ports(real: u64) -> Vec<Port> {
     let mut ports = Vec::new();

@@ -59,6 +59,7 @@ pub const PROGRAMS: &[Program] = &[
     Program { file: "verbs_events.c", start: Start::Alone, rounds: 1000 },
     Program { file: "verbs_again.c", start: Start::Alone, rounds: 2000 },
     Program { file: "verbs_shared.c", start: Start::Alone, rounds: 3000 },
+    Program { file: "verbs_listens.c", start: Start::Alone, rounds: 1500 },
     Program { file: "verbs_manager.c", start: Start::Alone, rounds: 3000 },
     Program { file: "verbs_mpi.c", start: Start::Ranks(2), rounds: 3000 },
     // Three of each, in tests/verbs.rs.

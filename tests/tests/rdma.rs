@@ -69,6 +69,7 @@ together! {
         many_connections_share_their_receives,;
     rarer_programs_of_ours:
         connections_of_librdmacm_come_and_go,
+        who_listens_is_found_elsewhere,
         each_kind_of_request_happens_once,
         ends_that_are_the_only_ones_left_stay,
         memory_windows_are_bound_again,
@@ -224,6 +225,10 @@ fn many_connections_share_their_receives(guests: &mut Guests) {
 
 fn connections_of_librdmacm_come_and_go(guests: &mut Guests) {
     both_go_on(guests, "verbs_manager", 1000, 6);
+}
+
+fn who_listens_is_found_elsewhere(guests: &mut Guests) {
+    both_go_on(guests, "verbs_listens", 4000, 1);
 }
 
 fn each_kind_of_request_happens_once(guests: &mut Guests) {

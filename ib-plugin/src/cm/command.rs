@@ -336,6 +336,9 @@ fn between(id: &mut Id, asked: &Command, done: &Command, ends: Ends) {
 /// A command has been done. `done`: as the kernel got it.
 fn note(real: c_int, number: u32, asked: &Command, done: &Command) {
     let b = asked.body();
+    if asked.kind() == kind::LISTEN {
+        crate::card::name_all();
+    }
     // What the kernel has made of it: it has chosen a port, if it was to.
     let bound = match asked.kind() {
         kind::BIND | kind::BIND_IP | kind::LISTEN => ends(real, done.id().unwrap_or(0)),
