@@ -108,20 +108,25 @@ pub(crate) fn test(choice: Choice) -> Outcome {
     }
     build::build()?;
     let _sessions = sessions::ungrouped();
-    run_tests(&choice.packages(), choice.full)?;
+    run_tests(&choice.packages(), choice.full, 1)?;
     for file in choice.area.map_or(&[][..], |area| area.integration) {
-        run_tests(&["--package", "stillpoint-tests", "--lib", "--test", file], choice.full)?;
+        // Most of the time they wait, for one another or for an interval to pass.
+        let at_once = if *file == "verbs" { 2 } else { 1 };
+        run_tests(&["--package", "stillpoint-tests", "--lib", "--test", file], choice.full, at_once)?;
     }
     Ok(())
 }
 
-fn run_tests(selection: &[&str], full: bool) -> Outcome {
+/// Runs some tests, so many at once for each processor.
+fn run_tests(selection: &[&str], full: bool, at_once: usize) -> Outcome {
     let mut command = cargo();
     if succeeds(cargo().args(["nextest", "--version"])) {
         command.args(["nextest", "run", "--no-tests=pass", "--no-fail-fast"]);
     } else {
         command.args(["test", "--no-fail-fast"]);
     }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    command.env("NEXTEST_TEST_THREADS", (at_once * processors).to_string());
     if full {
         command.env("STILLPOINT_TEST_FULL", "1");
     }
