@@ -43,11 +43,10 @@ macro_rules! together {
 }
 
 together! {
-    without_a_restart:
+    examples_of_libibverbs:
         verbs_programs_run_natively,
         verbs_programs_run_through_the_front,
-        a_connection_goes_on_between_other_machines,;
-    examples_of_libibverbs:
+        a_connection_goes_on_between_other_machines,
         a_reliable_connection_goes_on_over_other_devices,
         waiting_for_events_goes_on_over_other_devices,
         an_unreliable_connection_goes_on_over_other_devices,

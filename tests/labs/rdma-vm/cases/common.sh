@@ -14,12 +14,25 @@ stillpoint() { "$STILLPOINT" --dir "$store" "$@"; }
 begin() { local rank=$1; shift; stillpoint exec --job $job --np 2 --rank "$rank" -- "$@" > >(cat >> /run/case/rank.out) 2> >(cat >> /run/case/rank.err) & }
 again() { stillpoint exec --job $job --np 2 --restart --rank "$1" > >(cat >> /run/case/rank.out) 2> >(cat >> /run/case/rank.err) & }
 
+# the rank has not ended
+lives() { kill -0 $! 2> /dev/null || { wait $!; fail "the rank has ended with $?"; }; }
+
+# wait_for SECONDS CMD...: until that succeeds
+wait_for() {
+    local end=$((SECONDS + $1)); shift
+    until "$@"; do
+        lives
+        [ $SECONDS -lt $end ] || fail "after all this time not yet: $*"
+        sleep 0.2
+    done
+}
+
 # save NAME: node 0 has a checkpoint taken, and tries until there is one; the other waits
 save() {
     if [ "$RVM_NODE" = 0 ]; then
         local end=$((SECONDS + 150)) said=
         until stillpoint checkpoint $job > /run/case/asked 2>&1; do
-            kill -0 $! 2> /dev/null || { wait $!; fail "the rank has ended with $?"; }
+            lives
             [ "$(cat /run/case/asked)" = "$said" ] || { said=$(cat /run/case/asked); say "not yet: $said"; }
             [ $SECONDS -lt $end ] || fail "no checkpoint"
             sleep 0.5

@@ -3,21 +3,28 @@
 # devices with other addresses and queue pair numbers, saved, ended, and restarted where they were, again on others.
 . "$(dirname "$0")/common.sh"
 read -r -a words <<< "$WORDS"
+# Port 18515, or one of librdmacm's.
+listens() { grep -q ':4853 ' /proc/net/tcp /proc/net/tcp6 || rdma resource show cm_id | grep -q ' state LISTEN '; }
 if [ "$RVM_NODE" = 1 ]; then
     # A client by librdmacm that is refused, because nobody listens yet, is no case of ours (perftest's ends by SIGSEGV).
-    until [ -e /shared/listens ]; do sleep 0.2; done
-    sleep 2
+    rvm-barrier listens 120 || fail "the other guest has given up"
     case ${words[0]} in
         rping) words+=(-c -a node0);;
         *) words+=(node0);;
     esac
 else
     case ${words[0]} in rping) words+=(-s);; esac
-    (sleep 2; : > /shared/listens) &
 fi
+packets() { cat /sys/class/infiniband/rxe0/ports/1/hw_counters/rcvd_pkts; }
+came=$(packets)
 begin "$RVM_NODE" "${words[@]}"
-# Until they have found each other: who is still connecting looks for the other end where that was. Node 0 says when.
-[ "$RVM_NODE" = 1 ] || sleep 7
+if [ "$RVM_NODE" = 0 ]; then
+    wait_for 100 listens
+    rvm-barrier listens
+    # Until they have found each other: who is still connecting looks for the other end where that was. It takes a few packets.
+    some() { [ "$(packets)" -gt $((came + 100)) ]; }
+    wait_for 100 some
+fi
 save first
 end_all
 rvm-barrier ended-first
