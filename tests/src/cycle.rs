@@ -179,7 +179,8 @@ pub fn warned(name: &str) {
 /// a kill: nobody dies of them, and a checkpoint that was under way then is in no later one's way.
 pub fn stormed(name: &str) {
     let mut random = Random::seeded();
-    let Some(case) = Case::new(name, "stormed", 2) else { return };
+    // A warning cuts a sleep short, so rounds go by faster meanwhile.
+    let Some(case) = Case::new(name, "stormed", 6) else { return };
     for time in 0..if full() { 20 } else { 5 } {
         let ended = case.run(None, &[("STILLPOINT_SIGNAL", "USR1")], &mut |job, store| {
             storm(job);
@@ -199,6 +200,7 @@ fn storm(job: &mut Running) {
     let end = Instant::now() + Duration::from_secs(1);
     while Instant::now() < end && job.is_running() {
         warn_all(job.id());
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
