@@ -180,7 +180,7 @@ pub fn warned(name: &str) {
 pub fn stormed(name: &str) {
     let mut random = Random::seeded();
     // A warning cuts a sleep short, so rounds go by faster meanwhile.
-    let Some(case) = Case::new(name, "stormed", 6) else { return };
+    let Some(case) = Case::new(name, "stormed", 10) else { return };
     for time in 0..if full() { 20 } else { 5 } {
         let ended = case.run(None, &[("STILLPOINT_SIGNAL", "USR1")], &mut |job, store| {
             storm(job);
@@ -200,7 +200,6 @@ fn storm(job: &mut Running) {
     let end = Instant::now() + Duration::from_secs(1);
     while Instant::now() < end && job.is_running() {
         warn_all(job.id());
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -46,7 +46,6 @@ together! {
     examples_of_libibverbs:
         verbs_programs_run_natively,
         verbs_programs_run_through_the_front,
-        a_connection_goes_on_between_other_machines,
         a_reliable_connection_goes_on_over_other_devices,
         waiting_for_events_goes_on_over_other_devices,
         an_unreliable_connection_goes_on_over_other_devices,
@@ -60,6 +59,7 @@ together! {
         perftest_atomics_go_on_over_other_devices,
         perftest_datagrams_over_librdmacm_go_on,;
     programs_of_ours:
+        a_connection_goes_on_between_other_machines,
         atomics_happen_once,
         writes_arrive_in_order,
         messages_that_wait_for_a_receive_are_sent_again,
@@ -124,10 +124,15 @@ fn goes_on(guests: &mut Guests, words: &str, count: u32, last: &str, both: bool)
     }
 }
 
-/// One of libibverbs' examples, polling and waiting for events: both, or one of them by chance.
+/// All of these, or one by chance.
+fn some_of<T: Copy>(all: &[T]) -> impl Iterator<Item = T> {
+    let first = Random::seeded().below(all.len() as u64) as usize;
+    all.iter().copied().cycle().skip(first).take(if full() { all.len() } else { 1 })
+}
+
+/// One of libibverbs' examples, polling and waiting for events.
 fn pingpong(guests: &mut Guests, words: &str) {
-    let first = Random::seeded().below(2) as usize;
-    for wait in ["", " -e"].iter().cycle().skip(first).take(if full() { 2 } else { 1 }) {
+    for wait in some_of(&["", " -e"]) {
         goes_on(guests, &format!("{words} -d rxe0 -g 1 -n COUNT{wait}"), 3000, " iters in ", true);
     }
 }
@@ -152,12 +157,11 @@ fn a_shared_receive_queue_goes_on_over_other_devices(guests: &mut Guests) {
     pingpong(guests, "ibv_srq_pingpong -q 4");
 }
 
-/// Latency and bandwidth, each with connections by its own means and by librdmacm: all of these, or one by chance.
+/// Latency and bandwidth, each with connections by its own means and by librdmacm.
 fn perftest_goes_on(guests: &mut Guests, what: &str) {
     let all = [("lat", ""), ("bw", ""), ("lat", " -R"), ("bw", " -R")];
-    let first = Random::seeded().below(4) as usize;
-    for (kind, by) in all.iter().cycle().skip(first).take(if full() { 4 } else { 1 }) {
-        let count = if *kind == "lat" { 3000 } else { 20_000 };
+    for (kind, by) in some_of(&all) {
+        let count = if kind == "lat" { 3000 } else { 20_000 };
         let size = if what == "atomic" { "" } else { " -s 4096" };
         let words = format!("ib_{what}_{kind} -d rxe0 -x 1 -n COUNT{size} -F{by}");
         goes_on(guests, &words, count, "#bytes", false);

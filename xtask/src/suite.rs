@@ -125,8 +125,10 @@ fn run_tests(selection: &[&str], full: bool, at_once: usize) -> Outcome {
     } else {
         command.args(["test", "--no-fail-fast"]);
     }
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    command.env("NEXTEST_TEST_THREADS", (at_once * processors).to_string());
+    if at_once > 1 {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        command.env("NEXTEST_TEST_THREADS", (at_once * processors).to_string());
+    }
     if full {
         command.env("STILLPOINT_TEST_FULL", "1");
     }
